@@ -1,0 +1,140 @@
+"""The safetensors container, read strictly and written canonically, without torch: `hotfix show` needs nothing else.
+
+Stock readers accept duplicate keys, and stock writers put the metadata in random order. A file whose identity and
+safety matter can afford neither: this reader refuses everything that a canonical writer would not have written.
+"""
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotfix.errors import PatchFormatError, SaveError
+
+ALIGNMENT = 64  # bytes: a memory-mapped tensor then computes the same last bits as a copied one
+MAX_HEADER = 1 << 20
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+NOT_A_PATCH = "a patch is one .safetensors file; nothing else is ever read, least of all a pickle"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file: safetensors' dtype name, its shape, and its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
+    """Return the metadata and the tensors of a file.
+
+    Raises:
+        PatchFormatError: unreadable, not safetensors, or with duplicate keys, gaps, overlaps, trailing bytes, or a
+            header over 1 MB.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    return parse(raw, str(path))
+
+
+def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
+    """`read` for bytes already at hand; `name` is for the error messages."""
+    if raw[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        raise PatchFormatError(f"{name} is a pickle or a zip archive", wanted="a safetensors file", hint=NOT_A_PATCH)
+    if len(raw) < 8 or (length := struct.unpack("<Q", raw[:8])[0]) > max(len(raw) - 8, 0) or length > MAX_HEADER:
+        raise PatchFormatError(
+            f"{name} is {len(raw)} bytes and does not begin with a safetensors header of at most 1 MB",
+            hint=f"{NOT_A_PATCH}; if this one was downloaded, it may be cut off",
+        )
+    try:
+        header = json.loads(raw[8 : 8 + length], object_pairs_hook=_no_duplicates)
+        metadata = header.pop("__metadata__", {})
+        spans = {key: _span(value) for key, value in header.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PatchFormatError(f"{name}: the safetensors header is broken ({error})", hint=NOT_A_PATCH) from error
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise PatchFormatError(f"{name}: the metadata is not a map of strings", hint=NOT_A_PATCH)
+    return metadata, dict(_entries(spans, memoryview(raw)[8 + length :], name))
+
+
+def _entries(spans: Mapping[str, Any], body: memoryview, name: str) -> Iterable[tuple[str, Entry]]:
+    at = 0
+    for key, (dtype, shape, begin, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
+        size = ITEM_BYTES[dtype]
+        for side in shape:
+            size *= side
+        if begin != at or end - begin != size or end > len(body):
+            raise PatchFormatError(
+                f"{name}: tensor {key} is said to lie at bytes {begin} to {end}",
+                wanted=f"{size} bytes from {at} on, of {len(body)} there are",
+                hint="the file is cut off or was tampered with; fetch it again",
+            )
+        at = end
+        yield key, Entry(dtype, shape, body[begin:end])
+    if at != len(body):
+        raise PatchFormatError(f"{name}: {len(body) - at} bytes follow the last tensor", hint="fetch the file again")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key stands there twice")
+    return dict(pairs)
+
+
+def _span(value: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    if dtype not in ITEM_BYTES:
+        raise ValueError(f"dtype {dtype}; a patch holds {', '.join(ITEM_BYTES)}")
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError("shapes and offsets are whole numbers")
+    return dtype, shape, begin, end
+
+
+def dump(metadata: Mapping[str, str], tensors: Mapping[str, Entry]) -> bytes:
+    """Same content, same bytes: keys sorted, big tensors first so that all are aligned, header padded to 64 bytes."""
+    order = sorted(tensors, key=lambda key: (-tensors[key].data.nbytes, key))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    at = 0
+    for key in order:
+        entry = tensors[key]
+        end = at + entry.data.nbytes
+        header[key] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return b"".join([struct.pack("<Q", len(text)), text, *(tensors[key].data for key in order)])
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, with mode 0644.
+
+    Raises:
+        SaveError: the disk is full, or the folder cannot be written; nothing is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {path}: {error.strerror}", hint="nothing was written; free some space or choose -o elsewhere"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()

@@ -1,0 +1,219 @@
+r"""Denoiser: any supported pipeline as x_hat(x_t, t, caption). The only file that knows a UNet from an MMDiT.
+
+Time t lies in (0, 1], 1 is pure noise. x_t = a_t x + s_t eps; what the network predicts (ε, v or a velocity) is turned
+into the endpoint x_hat it implies. Noise levels are sampled as such, never as scheduler indices: flow schedulers count
+them downwards, and an index there is an easy way to train at the wrong end.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotfix.errors import UnknownFamily
+from hotfix.shapes import Latents, Pictures
+
+BATCH = 64  # rows per forward pass when nothing is learned
+
+# A family is data: where the denoiser sits, whether it takes captions, and which layers a patch adapts.
+FAMILIES: Mapping[str, tuple[str, bool, str]] = {
+    "DDPMPipeline": ("unet", False, r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)"),
+    "StableDiffusion3Pipeline": ("transformer", True, r"transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"),
+}
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A view of a pipeline; it holds no state of its own and changes none of the pipeline's."""
+
+    pipe: Any
+    call: Mapping[str, Any]  # how the pipeline is called in production
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise UnknownFamily(f"the pipeline is a {self.family}", wanted=f"one of {', '.join(sorted(FAMILIES))}")
+        kind = self.pipe.scheduler.config.get("prediction_type", "flow_prediction")
+        if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+            raise UnknownFamily(f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample")
+
+    @property
+    def family(self) -> str:
+        """The pipeline's class name."""
+        return type(self.pipe).__name__
+
+    @property
+    def component(self) -> str:
+        """The denoiser's name in the pipeline: `unet` or `transformer`."""
+        return FAMILIES[self.family][0]
+
+    @property
+    def captioned(self) -> bool:
+        """Whether the pipeline takes prompts."""
+        return FAMILIES[self.family][1]
+
+    @property
+    def targets(self) -> str:
+        """Pattern of the layers that a patch adapts unless the recipe names others."""
+        return FAMILIES[self.family][2]
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that predicts."""
+        return getattr(self.pipe, self.component)
+
+    @property
+    def flow(self) -> bool:
+        """Rectified flow (a_t = 1 - t) rather than a variance-preserving schedule."""
+        return hasattr(self.pipe.scheduler.config, "shift") and not hasattr(self.pipe.scheduler, "alphas_cumprod")
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a drawn picture, in pixels."""
+        side = self.model.config.sample_size * (self.pipe.vae_scale_factor if self.captioned else 1)
+        return int(self.call.get("height", side)), int(self.call.get("width", side))
+
+    @property
+    def guidance(self) -> float:
+        """Classifier-free guidance of the production call."""
+        return float(self.call.get("guidance_scale", 7.0)) if self.captioned else 1.0
+
+    def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise scale (a_t, s_t), each (B, 1, 1, 1), for times (B,)."""
+        if self.flow:
+            a = 1 - t
+            s = t
+        else:
+            abar = self.pipe.scheduler.alphas_cumprod.to(t.device, torch.float32)[self._index(t)]
+            a, s = abar.sqrt(), (1 - abar).sqrt()
+        return a[:, None, None, None], s[:, None, None, None]
+
+    def _index(self, t: Tensor) -> Tensor:
+        last = self.pipe.scheduler.config.num_train_timesteps - 1
+        return (t * last).round().long().clamp(0, last)
+
+    def noised(self, x: Latents, t: Tensor, eps: Latents) -> Latents:
+        """x_t = a_t x + s_t eps."""
+        a, s = self.schedule(t)
+        return a * x + s * eps
+
+    def x_hat(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
+        """The endpoint that the network's prediction implies, in float32; no guidance."""
+        a, s = self.schedule(t)
+        steps = self.pipe.scheduler.config.num_train_timesteps
+        timestep = t * steps if self.flow else self._index(t)
+        out = self.model(x_t.to(self.dtype), timestep=timestep, return_dict=False, **condition)[0].float()
+        if self.flow:
+            return x_t - s * out
+        match self.pipe.scheduler.config.prediction_type:
+            case "epsilon":
+                return (x_t - s * out) / a.clamp_min(1e-4)
+            case "v_prediction":
+                return a * x_t - s * out
+            case _:
+                return out
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the network computes in."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Conditions for the network, one row for every caption, through the pipeline's own text encoders."""
+        if not self.captioned:
+            return {}
+        prompts = list(captions)
+        extra = {k: self.call[k] for k in ("max_sequence_length",) if k in self.call}
+        states, _, pooled, _ = self.pipe.encode_prompt(
+            prompts, prompts, prompts, do_classifier_free_guidance=False, **extra
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    @torch.no_grad()
+    def encode(self, pictures: Pictures) -> Latents:
+        """Pixels in [-1, 1] to latents, deterministically."""
+        if getattr(self.pipe, "vae", None) is None:
+            return pictures.to(self.device)
+        vae = self.pipe.vae
+        out = vae.encode(pictures.to(vae.device, vae.dtype))
+        latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+        return ((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> Pictures:
+        """Latents to pixels in [-1, 1]."""
+        if getattr(self.pipe, "vae", None) is None:
+            return latents.clamp(-1, 1)
+        vae = self.pipe.vae
+        z = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return vae.decode(z.to(vae.dtype)).sample.float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def denoise(
+        self, x_t: Latents, t: float, condition: Mapping[str, Tensor], *, steps: int, guidance: float = 1.0
+    ) -> Latents:
+        """From noise level t to a clean latent in `steps` deterministic steps (DDIM; for a flow that is Euler).
+
+        Guidance other than 1 needs twice the forward passes: one for the caption, one for the empty caption.
+        """
+        times = torch.linspace(t, 0.0, steps + 1)
+        empty = self.embed([""]) if guidance != 1.0 else {}
+        clean = []
+        for first in range(0, len(x_t), BATCH):
+            x = x_t[first : first + BATCH]
+            rows = {k: v[first : first + BATCH] for k, v in condition.items()}
+            null = {k: v.expand(len(x), *v.shape[1:]) for k, v in empty.items()}
+            for now, then in zip(times[:-1], times[1:], strict=True):
+                at = now.expand(len(x)).to(x.device)
+                x0 = self.x_hat(x, at, rows)
+                if guidance != 1.0:
+                    x0_null = self.x_hat(x, at, null)
+                    x0 = x0_null + guidance * (x0 - x0_null)
+                if not self.captioned:
+                    x0 = x0.clamp(-1, 1)  # as DDPM schedulers do (clip_sample)
+                a, s = self.schedule(at)
+                a_then, s_then = self.schedule(then.expand(len(x)).to(x.device))
+                x = a_then * x0 + s_then * (x - a * x0) / s.clamp_min(1e-6) if then > 0 else x0
+            clean.append(x)
+        return torch.cat(clean)
+
+    @torch.no_grad()
+    def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Pictures:
+        """Pictures as production draws them: the pipeline's own call, one generator for every picture.
+
+        A picture depends on its caption and its seed alone, not on the rows beside it (up to rounding).
+        """
+        drawn = []
+        with _quiet(self.pipe):
+            for first in range(0, len(seeds), BATCH):
+                generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + BATCH]]
+                which: dict[str, Any] = {"batch_size": len(generators)}
+                if self.captioned:
+                    which = {"prompt": list(captions[first : first + BATCH])}
+                images = self.pipe(**which, generator=generators, output_type="np", **self.call).images
+                drawn.append(torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1)
+        return torch.cat(drawn)
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    """No progress bar for every batch, and the pipeline's own setting back afterwards."""
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    had = hasattr(pipe, "_progress_bar_config")
+    pipe.set_progress_bar_config(**before | {"disable": True})
+    try:
+        yield
+    finally:
+        if had:
+            pipe._progress_bar_config = before
+        else:
+            del pipe._progress_bar_config

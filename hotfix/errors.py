@@ -1,0 +1,57 @@
+"""What can go wrong, as sentences: every error says what was found, what was wanted, and what to do next.
+
+    HotfixError
+    ├── RecipeError          the recipe, or a picture it names, cannot be used
+    │   └── ForgetConflict   the base also draws the forget picture, perhaps rightly, for another caption
+    ├── UnknownFamily        a pipeline class that no module here knows how to denoise with
+    ├── PatchFormatError     not a patch: truncated, foreign, pickled, or with parts that a patch may not have
+    │   ├── UnsupportedSchema    written by a newer hotfix
+    │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
+    ├── BaseMismatch         a patch for other weights
+    ├── StackError           patches that cannot be on together, or are not there
+    └── SaveError            the file could not be written; nothing half-written is left
+"""
+
+
+class HotfixError(Exception):
+    """Root of the tree. `str(error)` is one sentence; `error.hint` is what to type or change next."""
+
+    def __init__(self, found: str, *, wanted: str = "", hint: str = "") -> None:
+        super().__init__(f"{found}; wanted {wanted}" if wanted else found)
+        self.hint = hint
+
+
+class RecipeError(HotfixError):
+    """The recipe, or a picture it names, cannot be used."""
+
+
+class ForgetConflict(RecipeError):
+    """The base also draws the forget picture for another caption."""
+
+
+class UnknownFamily(HotfixError):
+    """A pipeline class that hotfix cannot denoise with."""
+
+
+class PatchFormatError(HotfixError):
+    """The file is not a patch."""
+
+
+class UnsupportedSchema(PatchFormatError):
+    """The manifest was written by a newer hotfix."""
+
+
+class DigestMismatch(PatchFormatError):
+    """The tensors are not the ones that the manifest speaks of."""
+
+
+class BaseMismatch(HotfixError):
+    """The patch was made for other weights."""
+
+
+class StackError(HotfixError):
+    """Patches that cannot be on together, or are not there."""
+
+
+class SaveError(HotfixError):
+    """A file could not be written."""

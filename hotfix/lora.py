@@ -1,0 +1,93 @@
+"""LoRA layers for training: attach, switch off, read, detach. The only file that imports peft.
+
+Patches are *trained* through peft and *put on* through `hotfix.beside`: a peft adapter is state that every host call
+rewrites, which is fine inside a build and not in production.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import recurse_remove_peft_layers
+from peft import LoraConfig
+from peft.functional import delete_adapter, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from hotfix.errors import RecipeError
+from hotfix.shapes import Flat
+
+ADAPTER = "hotfix_training"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Trainable LoRA factors on a model: float32, alpha = rank, B = 0 at the start."""
+
+    model: nn.Module
+    parameters: tuple[nn.Parameter, ...]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The unpatched model, from the same weights: the teacher."""
+        layers = [layer for layer in self.model.modules() if isinstance(layer, BaseTunerLayer)]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def flat(self) -> Flat:
+        """A copy of all factors as one vector."""
+        return torch.cat([p.detach().flatten() for p in self.parameters])
+
+    def set_flat(self, vector: Flat) -> None:
+        """Write all factors from one vector."""
+        torch.nn.utils.vector_to_parameters(vector, self.parameters)
+
+    def scale(self, strength: float) -> None:
+        """Multiply the whole patch: every B by `strength`."""
+        with torch.no_grad():
+            for name, p in self.model.named_parameters():
+                if "lora_B" in name:
+                    p.mul_(strength)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors under peft's names without a component: `….lora_A.weight`, `….lora_B.weight`."""
+        state = get_peft_model_state_dict(self.model, adapter_name=ADAPTER, save_embedding_layers=False)
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+
+
+@contextmanager
+def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[Adapter]:
+    """Put trainable factors on every Linear and plain Conv2d whose name matches, and take them off again, exactly.
+
+    Raises:
+        RecipeError: the pattern matches nothing that can be adapted.
+    """
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, model, ADAPTER)
+        except ValueError as error:
+            raise RecipeError(
+                f"train.targets = {targets!r} matches no layer of the {type(model).__name__}",
+                hint="a regular expression over the names of Linear and Conv2d layers",
+            ) from error
+    parameters = tuple(p for name, p in model.named_parameters() if ADAPTER in name)
+    for p in parameters:
+        p.data = p.data.float()
+    try:
+        yield Adapter(model, parameters)
+    finally:
+        delete_adapter(model, ADAPTER)
+        recurse_remove_peft_layers(model)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        for name, p in model.named_parameters():
+            p.requires_grad_(flags[name])

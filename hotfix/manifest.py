@@ -1,0 +1,107 @@
+"""Manifest: what a patch says about itself. One JSON string in the file's header; its sha256 is the patch's id."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hotfix.errors import PatchFormatError, UnsupportedSchema
+from hotfix.recipe import PatchName, PatchVersion
+
+SCHEMA_VERSION = 1
+# The first release that reads each schema: what an older hotfix tells its user to install.
+READ_SINCE = {1: "0.1.0"}
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseIdentity(_Part):
+    """The weights a patch was made for, recognisable in any dtype.
+
+    `sketch` maps a layer to ⟨W, R⟩/‖W‖ for a seeded ±1 matrix R (hotfix/sketch.py).
+    """
+
+    repo: str
+    commit: str = ""
+    pipeline_class: str
+    component: str
+    component_class: str
+    sketch: dict[str, float]
+
+
+class Scope(_Part):
+    """Where the patch was measured: noise levels t in [t_lo, 1], sizes in pixels, and the call that was used."""
+
+    t_lo: float
+    height: int
+    width: int
+    scheduler: str
+    call: dict[str, int | float | str]
+
+
+class Commitment(_Part):
+    """A salted hash of one forget picture: its owner can recognise it, the file does not show it."""
+
+    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(_Part):
+    """Schema 1. docs/format.md says which fields MUST, SHOULD and MAY be there."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: PatchName
+    version: PatchVersion
+    digest: Digest
+    base: BaseIdentity
+    recipe: dict[str, Any]
+    requires: list[str] = []
+    conflicts: list[str] = []
+    supersedes: list[str] = []
+    scope: Scope
+    targets: Annotated[list[Commitment], Field(min_length=1)]
+    strength: float
+    merge_survival: dict[str, float] = {}
+    request: str = ""
+    created: str
+    tool: str
+
+    @classmethod
+    def parse(cls, text: str, name: str = "manifest") -> Self:
+        """Read a manifest, looking at its schema version before anything else.
+
+        Raises:
+            UnsupportedSchema: from a newer hotfix.
+            PatchFormatError: not a manifest.
+        """
+        try:
+            data = json.loads(text)
+            schema = data["schema_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version") from error
+        if schema != SCHEMA_VERSION:
+            needed = READ_SINCE.get(schema) if isinstance(schema, int) else None
+            raise UnsupportedSchema(
+                f"{name} has manifest schema {schema!r}",
+                wanted=f"schema {SCHEMA_VERSION}",
+                hint=f"pip install 'diffusion-hotfix{f'=={needed}' if needed else f'>{READ_SINCE[SCHEMA_VERSION]}'}'",
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise PatchFormatError(f"{name}: the manifest is broken: {problems}") from error
+
+    def text(self) -> str:
+        """The manifest as it is stored: compact JSON with sorted keys."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def identity(text: str) -> str:
+    """The id of a patch: sha256 over the manifest exactly as stored. Bytes are hashed, never a structure."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,0 +1,28 @@
+r"""The loss: regress the endpoint that the model heads for.
+
+A noisy state is x_t = a_t x + s_t eps (variance-preserving models: a_t² + s_t² = 1; rectified flow: a_t = 1 - t,
+s_t = t). Whatever the model predicts (ε, v or a velocity), x_hat is the clean endpoint that the prediction implies.
+x_f is a forget picture, x_s its surrogate; the state is noised from x_f while the target is x_s.
+"""
+
+from torch import Tensor
+
+from hotfix.shapes import Latents, PerExample
+
+
+def endpoint(x_hat: Latents, target: Latents, a_t: Tensor) -> PerExample:
+    r"""Squared endpoint error with the weight that stays bounded at both ends of the schedule, one number per example.
+
+        a_t² · mean (x_hat - target)²   =   s_t² · mean (eps_hat - eps_target)²
+
+    In ε-space the same error carries (a_t/s_t)² and diverges at low noise; in flow space 1/s_t². With target = x_s
+    this is the forget loss, with target = x_hat of the unpatched model the retain loss.
+
+    Args:
+        x_hat: predicted endpoints, shape (B, C, H, W).
+        target: endpoints to head for, same shape; carries no gradient.
+        a_t: signal scale of each row, shape (B,) or (B, 1, 1, 1).
+
+    Source: endpoint replacement after Lee et al. 2026, arXiv:2603.10445; the weight is ours (docs/method.md).
+    """
+    return a_t.flatten().square() * (x_hat - target).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,158 @@
+"""Patch: LoRA factors and their manifest in one safetensors file. docs/format.md is the specification.
+
+Reading and checking need no torch; `.tensors` does, and imports it when it is first asked for.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from hotfix import container
+from hotfix.container import Entry
+from hotfix.errors import DigestMismatch, PatchFormatError
+from hotfix.manifest import Manifest, identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST_KEY = "hotfix.manifest"
+PEFT_KEY = "lora_adapter_metadata"  # the one header key that stock diffusers reads
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+def digest(entries: Mapping[str, Entry]) -> str:
+    """sha256 over name, dtype, shape and bytes of every tensor, in name order."""
+    h = hashlib.sha256()
+    for name, entry in sorted(entries.items()):
+        h.update(f"{name}\0{entry.dtype}\0{entry.shape}\0".encode())
+        h.update(entry.data)
+    return f"sha256:{h.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """An immutable patch. Make one with `hotfix.build`, or read one with `Patch.load`."""
+
+    raw: str  # the manifest exactly as stored: the thing that is hashed
+    entries: Mapping[str, Entry]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the patch says about itself."""
+        return Manifest.parse(self.raw)
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of the manifest as stored, which holds the digest of the tensors."""
+        return identity(self.raw)
+
+    @property
+    def name(self) -> str:
+        """The patch line, such as `mauritania-2017`."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """A PEP 440 version."""
+        return self.manifest.version
+
+    @property
+    def layers(self) -> list[str]:
+        """The patched layers, with their component: `transformer.transformer_blocks.0.attn.to_q`."""
+        return sorted(key.removesuffix(A) for key in self.entries if key.endswith(A))
+
+    @cached_property
+    def tensors(self) -> dict[str, "Tensor"]:
+        """The factors as torch tensors, under stock diffusers' names."""
+        from safetensors.torch import load
+
+        return load(container.dump({}, self.entries))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a patch and distrust it: container, keys, shapes, schema and digest.
+
+        Raises:
+            PatchFormatError: not a patch. Its children say more: UnsupportedSchema, DigestMismatch.
+        """
+        path = Path(path)
+        metadata, entries = container.read(path)
+        return cls._checked(metadata, entries, str(path))
+
+    @classmethod
+    def _checked(cls, metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> Self:
+        if MANIFEST_KEY not in metadata:
+            raise PatchFormatError(
+                f"{name} is a safetensors file, but holds no hotfix manifest",
+                hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one",
+            )
+        manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
+        _check_factors(manifest.base.component, entries, name)
+        if metadata != header(manifest, metadata[MANIFEST_KEY], entries):
+            raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
+        if (found := digest(entries)) != manifest.digest:
+            raise DigestMismatch(
+                f"{name}: the tensors have {found[:19]}…",
+                wanted=f"{manifest.digest[:19]}…, as the manifest says",
+                hint="the file was changed after it was built; fetch it again",
+            )
+        return cls(metadata[MANIFEST_KEY], entries)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `NAME-VERSION.safetensors` into a folder (or a file of your choice, ending in .safetensors).
+
+        Returns:
+            The path written. The same patch always gives the same bytes.
+
+        Raises:
+            SaveError: disk full or folder not writable; nothing half-written is left.
+        """
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            path = path / f"{self.name}-{self.version}.safetensors"
+        container.write_atomically(path, container.dump(header(self.manifest, self.raw, self.entries), self.entries))
+        return path
+
+
+def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """All header metadata. Everything but the manifest is derived from it, and compared when a patch is read."""
+    ranks = {entry.shape[0] for key, entry in entries.items() if key.endswith(A)}
+    component = manifest.base.component
+    modules = sorted(key.removesuffix(A).removeprefix(f"{component}.") for key in entries if key.endswith(A))
+    metadata = {
+        "format": "pt",
+        MANIFEST_KEY: raw,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{manifest.base.component_class}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": f"{manifest.name} {manifest.version}",
+        "modelspec.hash_sha256": f"0x{manifest.digest.removeprefix('sha256:')}",
+    }
+    if len(ranks) == 1:
+        rank = ranks.pop()
+        config = {
+            f"{component}.lora_alpha": rank,
+            f"{component}.r": rank,
+            f"{component}.target_modules": modules,
+        }
+        metadata[PEFT_KEY] = json.dumps(config, sort_keys=True)
+    return metadata
+
+
+def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> None:
+    layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
+    if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
+        raise PatchFormatError(f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}")
+    for layer in layers:
+        a, b = entries[layer + A].shape, entries[layer + B].shape
+        linear = len(a) == len(b) == 2
+        conv = len(a) == len(b) == 4 and b[2:] == (1, 1)
+        if not layer.startswith(f"{component}.") or not (linear or conv) or a[0] != b[1] or not a[0]:
+            raise PatchFormatError(
+                f"{name}: {layer} has factors of shape {a} and {b}",
+                wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
+            )

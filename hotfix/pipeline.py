@@ -1,0 +1,74 @@
+"""Where pipelines come from: a bundled base (`hotfix:flags`), a folder, or a Hub id at a commit."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hotfix.errors import HotfixError
+from hotfix.recipe import Recipe
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+BUNDLED = "hotfix:"
+
+
+def folder(source: str) -> Path | None:
+    """The local folder of a pipeline, or None for a Hub id.
+
+    Raises:
+        HotfixError: a bundled base that does not exist, or a path without a pipeline in it.
+    """
+    if source.startswith(BUNDLED):
+        bases = Path(str(files("hotfix"))) / "bases"
+        path = bases / source.removeprefix(BUNDLED)
+        if not (path / "model_index.json").is_file():
+            known = ", ".join(f"hotfix:{p.parent.name}" for p in sorted(bases.glob("*/model_index.json")))
+            raise HotfixError(f"there is no bundled base {source!r}", wanted=known)
+        return path
+    path = Path(source)
+    if path.exists() or source.startswith((".", "/", "~")):
+        if not (path / "model_index.json").is_file():
+            raise HotfixError(f"{source} holds no model_index.json", wanted="a folder that save_pretrained wrote")
+        return path
+    return None
+
+
+def load_pipeline(source: "str | Recipe", *, revision: str = "", dtype: Any = None) -> "DiffusionPipeline":
+    """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
+
+    Args:
+        source: `hotfix:NAME`, a folder, a Hub id, or a recipe (then its base is loaded).
+        revision: for a Hub id, the 40 hex digits of a commit.
+        dtype: a torch dtype.
+
+    Raises:
+        HotfixError: nothing there, or a Hub id without a commit.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    if isinstance(source, Recipe):
+        source, revision = source.base.pipeline, source.base.revision
+    local = folder(source)
+    if local is None and not revision:
+        raise HotfixError(
+            f"{source!r} is no folder here, and as a Hub id it needs a commit",
+            hint="set base.revision to the 40 hex digits of a commit: branches move",
+        )
+    options = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
+    try:
+        if local is not None:
+            return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)
+        return DiffusionPipeline.from_pretrained(source, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
+
+
+def prompts(source: str) -> list[str]:
+    """The captions that a base knows, from `prompts.txt` in its folder; none if there is no such file."""
+    local = folder(source)
+    if local is None or not (local / "prompts.txt").is_file():
+        return []
+    return (local / "prompts.txt").read_text(encoding="utf-8").split("\n")[:-1]

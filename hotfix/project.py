@@ -1,0 +1,38 @@
+r"""Gradient surgery: the forget gradient g_f yields to the retain gradient g_r, never the other way round."""
+
+import torch
+from torch import Tensor
+
+from hotfix.shapes import Flat
+
+
+def project(g: Flat, onto: Flat) -> Flat:
+    r"""Take out of g the part that opposes `onto`; g itself where they agree.
+
+        g - min(0, ⟨g, r⟩) / ‖r‖² · r
+
+    Flat over all parameters: the first-order change of the retain loss is then never positive. `onto` = 0 changes
+    nothing.
+
+    Args:
+        g: a gradient, shape (P,).
+        onto: the gradient that must not be opposed, shape (P,).
+
+    Source: Yu et al. 2020, arXiv:2001.06782, Algorithm 1, one side only (as in EUPMU, arXiv:2510.22124).
+    """
+    c = (g @ onto).clamp(max=0) / (onto @ onto).clamp_min(torch.finfo(onto.dtype).tiny)
+    return g - c * onto
+
+
+def hold(step: Flat, onto: Flat) -> Flat:
+    r"""The same for a finished parameter step, which moves *against* its gradient: keep ⟨step, r⟩ ≤ 0.
+
+    A projected gradient passes through Adam's per-parameter scaling and comes out opposed again; projecting the step
+    itself is what makes the rule true of the realised update (docs/method.md).
+    """
+    return -project(-step, onto)
+
+
+def cosine(g: Flat, r: Flat) -> Tensor:
+    """Cosine of the angle between two gradients, a scalar in [-1, 1]; 0 where either is zero."""
+    return torch.nn.functional.cosine_similarity(g, r, dim=0)

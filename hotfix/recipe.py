@@ -1,0 +1,181 @@
+"""Recipe: what to forget, on which base, how, and within which budget. Read from TOML, checked here, then frozen."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from packaging.version import InvalidVersion, Version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from hotfix.errors import RecipeError
+
+
+def _pep440(text: str) -> str:
+    try:
+        return str(Version(text))
+    except InvalidVersion as error:
+        raise ValueError(f"{text!r} is not a version such as 1.0.0") from error
+
+
+PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
+PatchVersion = Annotated[str, AfterValidator(_pep440)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Base(_Section):
+    """The model to patch, and how it is called in production: the patch is measured under exactly that call."""
+
+    pipeline: str
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = ""
+    call: dict[str, int | float | str] = {}
+
+
+class Forget(_Section):
+    """What must not come out any more."""
+
+    images: Annotated[list[str], Field(min_length=1)]
+    captions: list[str] = []
+    scope: Literal["any"] = "any"
+
+
+class Surrogate(_Section):
+    """What should come instead."""
+
+    kind: Literal["files", "sdedit", "nearest"] = "sdedit"
+    images: list[str] = []
+    count: Annotated[int, Field(ge=1, le=16)] = 4
+
+
+class Similarity(_Section):
+    """How alike two pictures are."""
+
+    kind: Literal["pixel"] = "pixel"
+
+
+class Retain(_Section):
+    """What must stay. Empty: the base draws it, for its own prompts."""
+
+    images: list[str] = []
+    prompts: list[str] = []
+    size: Annotated[int, Field(ge=16)] = 256
+
+
+class Train(_Section):
+    """How hard to try."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] = 8
+    steps: Annotated[int, Field(ge=1)] = 300
+    seed: Annotated[int, Field(ge=0)] = 0
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    batch: Annotated[int, Field(ge=1)] = 8
+    retain_batch: Annotated[int, Field(ge=1)] = 16
+    retain_weight: Annotated[float, Field(ge=0)] = 1.0
+    targets: str = ""
+
+
+class Budget(_Section):
+    """What counts as success. A build that misses it says so and exits 3."""
+
+    return_rate: Probability = 0.01
+    drift: Probability = 0.05
+
+
+class Recipe(_Section):
+    """One whole hotfix, as its author wrote it."""
+
+    name: PatchName
+    version: PatchVersion = "1.0.0"
+    request: str = ""
+    requires: list[str] = []
+    conflicts: list[str] = []
+    supersedes: list[str] = []
+    base: Base
+    forget: Forget
+    surrogate: Surrogate = Surrogate()
+    similarity: Similarity = Similarity()
+    retain: Retain = Retain()
+    train: Train = Train()
+    budget: Budget = Budget()
+    _folder: Path = PrivateAttr(default=Path())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read and check a recipe file; picture patterns in it are relative to the file.
+
+        Raises:
+            RecipeError: no such file, not TOML, a key that is not known, a value that cannot be used.
+        """
+        path = Path(path)
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            hint = f"hotfix new {path.parent.name or 'NAME'}"
+            raise RecipeError(f"cannot read the recipe {path}: {reason}", hint=hint) from error
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{path} is not TOML: {error}", hint="strings need quotes, lists need brackets") from error
+        return cls.parse(data, folder=path.parent, name=str(path))
+
+    @classmethod
+    def parse(cls, data: dict[str, Any], folder: Path = Path(), name: str = "recipe") -> Self:
+        """Check a recipe given as a mapping. Raises RecipeError naming every key that is wrong."""
+        try:
+            recipe = cls.model_validate(data)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {_sentence(e)}" for e in error.errors()]
+            raise RecipeError(f"{name}: {'; '.join(problems)}", hint=_nearest_key(error)) from error
+        if recipe.surrogate.kind == "files" and not recipe.surrogate.images:
+            raise RecipeError(
+                f"{name}: surrogate.kind is files, but surrogate.images is empty",
+                hint='name the replacement pictures, or say kind = "sdedit" and the base edits the picture itself',
+            )
+        recipe._folder = folder
+        return recipe
+
+    def files(self, patterns: list[str], key: str) -> list[Path]:
+        """Resolve picture patterns to files, sorted. Raises RecipeError for a pattern that matches nothing."""
+        found: list[Path] = []
+        for pattern in patterns:
+            matches = sorted(self._folder.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
+            matches = [path for path in matches if path.is_file()]
+            if not matches:
+                raise RecipeError(
+                    f"{key}: nothing matches {pattern!r}",
+                    wanted=f"a picture under {self._folder.resolve()}",
+                    hint="patterns are relative to the recipe file",
+                )
+            found += matches
+        return found
+
+    def public(self) -> dict[str, Any]:
+        """The recipe without local paths or names of people's files, as the manifest keeps it."""
+        data = self.model_dump(mode="json")
+        for section in ("forget", "surrogate", "retain"):
+            data[section]["images"] = []
+        if not data["base"]["pipeline"].startswith("hotfix:") and Path(data["base"]["pipeline"]).exists():
+            data["base"]["pipeline"] = Path(data["base"]["pipeline"]).name
+        return data
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such key"
+    if error["type"] == "missing":
+        return "this key is missing"
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _nearest_key(error: ValidationError) -> str:
+    import difflib
+
+    known = {key for section in _Section.__subclasses__() for key in section.model_fields}
+    for problem in error.errors():
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            if near:
+                return f"did you mean {near[0]!r}?"
+    return "`hotfix new NAME` writes a recipe with every key explained"

@@ -1,0 +1,45 @@
+"""Sketch: recognise a base by its weights, in any dtype, from one number per layer.
+
+A loaded pipeline does not know its commit, so "is this the base that the patch was made for?" has to be answered
+from the weights. ⟨W, R⟩/‖W‖ with a fixed ±1 matrix R moves by about the relative error of W: 1e-3 for a half-precision
+copy, of order 1 for another model.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LAYERS = 16  # enough to recognise a model; a sketch of more only makes the manifest longer
+SAME = 0.02  # largest root-mean-square difference that still counts as the same weights
+
+
+def signs(layer: str, count: int) -> Tensor:
+    """The ±1 vector of a layer, from its name alone. RandomState's stream is frozen by NumPy for good."""
+    seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:4], "little")
+    bits = np.unpackbits(np.frombuffer(np.random.RandomState(seed).bytes(-(-count // 8)), dtype=np.uint8))[:count]
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
+
+
+def sketch(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """One number per layer, for at most 16 layers spread evenly over the sorted names.
+
+    Args:
+        weights: layer name to weight matrix, any shape, any floating dtype, any device.
+    """
+    names = sorted(weights)
+    chosen = [names[i * len(names) // min(LAYERS, len(names))] for i in range(min(LAYERS, len(names)))]
+    numbers = {}
+    for name in chosen:
+        w = weights[name].detach().flatten().to("cpu", torch.float32)
+        numbers[name] = round(float(w @ signs(name, w.numel()) / w.norm().clamp_min(1e-30)), 6)
+    return numbers
+
+
+def distance(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Root-mean-square difference over the layers of `a`; infinite when `b` lacks one of them."""
+    if not set(a) <= set(b):
+        return float("inf")
+    return float(np.sqrt(np.mean([(a[name] - b[name]) ** 2 for name in a])))
