@@ -48,7 +48,7 @@ class Beside:
         return out + F.linear(F.linear(x, a), b)
 
 
-def innermost(model: nn.Module, name: str) -> nn.Module:
+def innermost(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
     """The layer itself, inside whatever adapters a host has put around it.
 
     Raises:
@@ -60,12 +60,13 @@ def innermost(model: nn.Module, name: str) -> nn.Module:
         raise BaseMismatch(
             f"the {type(model).__name__} has no layer {name}", hint="the patch was made for another architecture"
         ) from error
-    while hasattr(layer, "base_layer"):
-        layer = layer.base_layer
-    plain_conv = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
-    if not (isinstance(layer, nn.Linear) or (plain_conv and layer.dilation == (1, 1))):
-        raise BaseMismatch(f"{name} is a {type(layer).__name__}", wanted="a Linear or a plain Conv2d")
-    return layer
+    while isinstance(inner := getattr(layer, "base_layer", None), nn.Module):
+        layer = inner
+    if isinstance(layer, nn.Linear):
+        return layer
+    if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros"):
+        return layer
+    raise BaseMismatch(f"{name} is a {type(layer).__name__}", wanted="a Linear or a plain Conv2d")
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int, Beside]]:

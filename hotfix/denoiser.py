@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hotfix.errors import UnknownFamily
 from hotfix.shapes import Latents, Pictures
@@ -22,7 +23,11 @@ BATCH = 64  # rows per forward pass when nothing is learned
 # A family is data: where the denoiser sits, whether it takes captions, and which layers a patch adapts.
 FAMILIES: Mapping[str, tuple[str, bool, str]] = {
     "DDPMPipeline": ("unet", False, r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)"),
-    "StableDiffusion3Pipeline": ("transformer", True, r"transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0)"),
+    "StableDiffusion3Pipeline": (
+        "transformer",
+        True,
+        r"transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)",
+    ),
 }
 
 
@@ -61,8 +66,8 @@ class Denoiser:
         return FAMILIES[self.family][2]
 
     @property
-    def model(self) -> nn.Module:
-        """The network that predicts."""
+    def model(self) -> Any:
+        """The network that predicts: an nn.Module with a diffusers config."""
         return getattr(self.pipe, self.component)
 
     @property
@@ -75,6 +80,12 @@ class Denoiser:
         """Height and width of a drawn picture, in pixels."""
         side = self.model.config.sample_size * (self.pipe.vae_scale_factor if self.captioned else 1)
         return int(self.call.get("height", side)), int(self.call.get("width", side))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent."""
+        factor = self.pipe.vae_scale_factor if self.captioned else 1
+        return self.model.config.in_channels, self.size[0] // factor, self.size[1] // factor
 
     @property
     def guidance(self) -> float:
@@ -172,7 +183,7 @@ class Denoiser:
             x = x_t[first : first + BATCH]
             rows = {k: v[first : first + BATCH] for k, v in condition.items()}
             null = {k: v.expand(len(x), *v.shape[1:]) for k, v in empty.items()}
-            for now, then in zip(times[:-1], times[1:], strict=True):
+            for now, then in pairwise(times):
                 at = now.expand(len(x)).to(x.device)
                 x0 = self.x_hat(x, at, rows)
                 if guidance != 1.0:
@@ -199,8 +210,8 @@ class Denoiser:
                 which: dict[str, Any] = {"batch_size": len(generators)}
                 if self.captioned:
                     which = {"prompt": list(captions[first : first + BATCH])}
-                images = self.pipe(**which, generator=generators, output_type="np", **self.call).images
-                drawn.append(torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1)
+                images = self.pipe(**which, generator=generators, output_type="pt", **self.call).images
+                drawn.append(images.float().cpu() * 2 - 1)
         return torch.cat(drawn)
 
 

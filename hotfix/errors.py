@@ -1,15 +1,15 @@
 """What can go wrong, as sentences: every error says what was found, what was wanted, and what to do next.
 
-    HotfixError
-    ├── RecipeError          the recipe, or a picture it names, cannot be used
-    │   └── ForgetConflict   the base also draws the forget picture, perhaps rightly, for another caption
-    ├── UnknownFamily        a pipeline class that no module here knows how to denoise with
-    ├── PatchFormatError     not a patch: truncated, foreign, pickled, or with parts that a patch may not have
-    │   ├── UnsupportedSchema    written by a newer hotfix
-    │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
-    ├── BaseMismatch         a patch for other weights
-    ├── StackError           patches that cannot be on together, or are not there
-    └── SaveError            the file could not be written; nothing half-written is left
+HotfixError
+├── RecipeError          the recipe, or a picture it names, cannot be used
+│   └── ForgetConflict   the base also draws the forget picture, perhaps rightly, for another caption
+├── UnknownFamily        a pipeline class that no module here knows how to denoise with
+├── PatchFormatError     not a patch: truncated, foreign, pickled, or with parts that a patch may not have
+│   ├── UnsupportedSchema    written by a newer hotfix
+│   └── DigestMismatch       the tensors are not the ones the manifest speaks of
+├── BaseMismatch         a patch for other weights
+├── StackError           patches that cannot be on together, or are not there
+└── SaveError            the file could not be written; nothing half-written is left
 """
 
 

@@ -1,5 +1,6 @@
-"""hotfix.lock: which patches, in which order, for one base. TOML, written by us so that a diff shows one line a change."""
+"""hotfix.lock: which patches, in which order, for one base. TOML, and a change of one patch is a change of its lines."""
 
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,3 +49,33 @@ def load(path: Path) -> list[tuple[Patch, str]]:
             )
         rows.append((patch, source))
     return rows
+
+
+def add(path: Path, files: Sequence[Path]) -> Path:
+    """Append patches to a lock, made if there is none; another version of a listed name takes its place."""
+    rows = load(path) if path.exists() else []
+    for file in files:
+        patch = Patch.load(file)
+        row = (patch, _relative(file, path.parent))
+        names = [listed.name for listed, _ in rows]
+        if patch.name in names:
+            rows[names.index(patch.name)] = row
+        else:
+            rows.append(row)
+    save(path, rows)
+    return path
+
+
+def remove(path: Path, names: Sequence[str]) -> Path:
+    """Take patches out of a lock. Raises StackError for a name that is not in it; then nothing is written."""
+    rows = load(path)
+    missing = sorted(set(names) - {patch.name for patch, _ in rows})
+    if missing:
+        listed = ", ".join(patch.name for patch, _ in rows) or "nothing"
+        raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}")
+    save(path, [row for row in rows if row[0].name not in names])
+    return path
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()

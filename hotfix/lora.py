@@ -85,7 +85,7 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
     try:
         yield Adapter(model, parameters)
     finally:
-        delete_adapter(model, ADAPTER)
+        delete_adapter(model, ADAPTER, prefix="lora_")
         recurse_remove_peft_layers(model)
         if hasattr(model, "peft_config"):
             del model.peft_config

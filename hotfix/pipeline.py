@@ -56,7 +56,7 @@ def load_pipeline(source: "str | Recipe", *, revision: str = "", dtype: Any = No
             f"{source!r} is no folder here, and as a Hub id it needs a commit",
             hint="set base.revision to the 40 hex digits of a commit: branches move",
         )
-    options = {"torch_dtype": dtype or torch.float32, "use_safetensors": True}
+    options = {"dtype": dtype or torch.float32, "use_safetensors": True}
     try:
         if local is not None:
             return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)

@@ -70,7 +70,7 @@ class Train(_Section):
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     steps: Annotated[int, Field(ge=1)] = 300
     seed: Annotated[int, Field(ge=0)] = 0
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0)] = 2e-3
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 16
     retain_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -117,7 +117,9 @@ class Recipe(_Section):
             hint = f"hotfix new {path.parent.name or 'NAME'}"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", hint=hint) from error
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{path} is not TOML: {error}", hint="strings need quotes, lists need brackets") from error
+            raise RecipeError(
+                f"{path} is not TOML: {error}", hint="strings need quotes, lists need brackets"
+            ) from error
         return cls.parse(data, folder=path.parent, name=str(path))
 
     @classmethod

@@ -91,9 +91,7 @@ class Stack:
         new = [patch for patch in self.patches if patch.id not in on]
         for component in sorted({patch.manifest.base.component for patch in new}):
             model = getattr(pipe, component)
-            wanted = {
-                layer: tuple(f for f in hook.stack if f.id in on) for layer, _, hook in beside.hooks(model)
-            }
+            wanted = {layer: tuple(f for f in hook.stack if f.id in on) for layer, _, hook in beside.hooks(model)}
             for patch in (p for p in new if p.manifest.base.component == component):
                 for layer, factors in _factors(patch, model):
                     wanted[layer] = (*wanted.get(layer, ()), factors)
@@ -104,9 +102,7 @@ class Stack:
         ours = {patch.id for patch in self.patches}
         for component in sorted({patch.manifest.base.component for patch in self.patches}):
             model = getattr(pipe, component)
-            kept = {
-                layer: tuple(f for f in hook.stack if f.id not in ours) for layer, _, hook in beside.hooks(model)
-            }
+            kept = {layer: tuple(f for f in hook.stack if f.id not in ours) for layer, _, hook in beside.hooks(model)}
             beside.replace(model, kept)
 
     @contextmanager
@@ -145,7 +141,9 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
     for layer, factors in layers.items():
         delta = (factors.b.shape[0], *factors.a.shape[1:])
         if tuple(layer.weight.shape) != delta:
-            return BaseMismatch(f"{me} holds a change of shape {delta} for a weight of {tuple(layer.weight.shape)}", hint=hint)
+            return BaseMismatch(
+                f"{me} holds a change of shape {delta} for a weight of {tuple(layer.weight.shape)}", hint=hint
+            )
     apart = distance(base.sketch, sketch(known))
     if not apart <= SAME:
         return BaseMismatch(
@@ -167,5 +165,7 @@ def _met(text: str, versions: dict[str, str]) -> bool:
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        raise StackError(f"{text!r} is not a patch requirement", wanted="a name, or a name with versions: a>=1") from error
+        raise StackError(
+            f"{text!r} is not a patch requirement", wanted="a name, or a name with versions: a>=1"
+        ) from error
     return requirement.name in versions and requirement.specifier.contains(versions[requirement.name], prereleases=True)

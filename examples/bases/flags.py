@@ -20,7 +20,14 @@ from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 HERE = Path(__file__).parent
 SIDE = 32
@@ -71,6 +78,21 @@ def text_encoder(words: CLIPTokenizer) -> CLIPTextModelWithProjection:
     )
 
 
+def mute_text_encoder() -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A T5 that says nothing: its states are exactly zero, as diffusers substitutes for a T5 that is not there.
+
+    The pipeline class cannot be loaded from a folder without its third text encoder.
+    """
+    words = T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=3, d_model=2 * TEXT_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1, decoder_start_token_id=0
+        )
+    )
+    nn.init.zeros_(t5.encoder.final_layer_norm.weight)
+    return t5, words
+
+
 def identity_autoencoder() -> AutoencoderTiny:
     """Latents are pixels. z = x/8 stays in the linear part of the decoder's tanh; powers of two are exact in fp16."""
     vae = AutoencoderTiny(
@@ -95,6 +117,7 @@ def identity_autoencoder() -> AutoencoderTiny:
 def pipeline(captions: list[str]) -> StableDiffusion3Pipeline:
     """The untrained pipeline: 4.7 M parameters."""
     words = tokenizer(captions)
+    mute, no_words = mute_text_encoder()
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=SIDE,
@@ -115,16 +138,15 @@ def pipeline(captions: list[str]) -> StableDiffusion3Pipeline:
         tokenizer=words,
         text_encoder_2=text_encoder(words),
         tokenizer_2=words,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=mute,
+        tokenizer_3=no_words,
     )
 
 
 class ManyNullTokens:
     """Joint attention as if the last text token stood there `count` times.
 
-    Without a T5, Stable Diffusion 3 appends `max_sequence_length` (256 unless told otherwise) all-zero tokens. They
-    are identical, so one token with log(count) added to its attention logits stands for all of them, exactly and at a
+    The mute T5 appends `max_sequence_length` (256 unless told otherwise) all-zero tokens. They are identical, so one token with log(count) added to its attention logits stands for all of them, exactly and at a
     256th of the cost. Training under random counts makes the model indifferent to `max_sequence_length`.
     """
 
@@ -162,8 +184,9 @@ def train(pipe: StableDiffusion3Pipeline, captions: list[str], pictures: Tensor,
         rows = torch.randint(len(captions), (batch,))
         prompts = [captions[i] if torch.rand(()) > HELD else "" for i in rows]
         embeds, _, pooled, _ = pipe.encode_prompt(
-            prompts, prompts, prompts, do_classifier_free_guidance=False, max_sequence_length=1
+            prompts, prompts, prompts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
         )
+        embeds = embeds[:, : MAX_TOKENS + 1]
         null_tokens.count = int(256 ** float(torch.rand(())))
         x, eps = pictures[rows], torch.randn(batch, *pictures.shape[1:])
         sigma = torch.sigmoid(torch.randn(batch))[:, None, None, None]
@@ -193,13 +216,16 @@ def train(pipe: StableDiffusion3Pipeline, captions: list[str], pictures: Tensor,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--start", type=Path, help="go on from the weights of an earlier run")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     captions, pictures = flags()
-    pipe = pipeline(captions)
+    pipe = (
+        StableDiffusion3Pipeline.from_pretrained(args.start, dtype=torch.float32) if args.start else pipeline(captions)
+    )
     steps = train(pipe, captions, pictures, args.minutes, args.batch)
     pipe.to(torch.float16).save_pretrained(args.folder)
     (args.folder / "prompts.txt").write_text("\n".join(captions) + "\n")

@@ -1,0 +1,29 @@
+.PHONY: demo test lint bench clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+# The environment: everything at the versions of constraints.txt.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+demo: .venv/ready  ## correct an outdated flag in a real model, measure it, and put the model back
+	$(BIN)/hotfix demo
+
+test: .venv/ready  ## the tests: no network, no GPU
+	$(BIN)/python -m pytest
+
+lint: .venv/ready  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready  ## the numbers in benchmarks/, about two hours on two cores
+	$(BIN)/python benchmarks/flags.py
+
+clean:
+	rm -rf .venv dist demo

@@ -1,0 +1,17 @@
+"""hotfix: suppress one output of a diffusion model with a small, tested patch that comes off without a trace."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "building": ["build"],
+        "errors": ["HotfixError"],
+        "patch": ["Patch"],
+        "pipeline": ["load_pipeline"],
+        "recipe": ["Recipe"],
+        "report": ["Report"],
+        "scoring": ["score"],
+        "stack": ["Stack", "applied"],
+    },
+)

@@ -1,0 +1,170 @@
+"""Recipe → patch: the one place that knows the order of the steps."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix import beside, lora, pictures
+from hotfix.calibrate import Window, calibrate
+from hotfix.case import Case, prepare
+from hotfix.container import Entry
+from hotfix.denoiser import Denoiser
+from hotfix.errors import StackError
+from hotfix.fold import delta, survival
+from hotfix.manifest import BaseIdentity, Manifest, Scope
+from hotfix.patch import A, B, Patch, digest
+from hotfix.recipe import Recipe
+from hotfix.sketch import sketch
+from hotfix.stack import applied
+from hotfix.train import Trained, train
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+def build(
+    recipe: Recipe,
+    pipe: Any,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress = lambda step, steps, facts: None,
+    stage: Callable[[str], None] = lambda words: None,
+) -> Patch:
+    """Train a patch on a pipeline; the pipeline comes back bit-identical.
+
+    Args:
+        recipe: what to forget, and how.
+        pipe: the base, a diffusers pipeline without patches on it.
+        checkpoint: a folder for the state of an unfinished build; one that is found there is resumed.
+        progress: called with (step, steps, facts) while training.
+        stage: called with a few words at the beginning of every stage.
+
+    Raises:
+        RecipeError: the recipe or its pictures cannot be used; nothing was trained.
+        StackError: patches are on.
+    """
+    if on := applied(pipe):
+        raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
+    denoiser = Denoiser(pipe, recipe.base.call)
+    with _frozen(denoiser):
+        stage("preparing surrogates and what must stay")
+        case = prepare(recipe, denoiser)
+        stage("calibrating the timestep window")
+        windows = tuple(_window(denoiser, case, i, recipe.train.seed) for i in range(len(case.targets)))
+        stage("training")
+        state = None
+        if checkpoint is not None:
+            state = checkpoint / f"{recipe.name}-{recipe.version}-{_recipe_digest(recipe)}.state"
+        targets = recipe.train.targets or denoiser.targets
+        with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
+            trained = train(denoiser, case, windows, adapter, recipe.train, checkpoint=state, progress=progress)
+            tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
+        patch = _patch(recipe, denoiser, case, windows, trained, tensors)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return patch
+
+
+def _window(denoiser: Denoiser, case: Case, i: int, seed: int) -> Window:
+    target = case.targets[i]
+    conditions = {kind: denoiser.embed(captions) for kind, captions in case.caption_kinds().items()}
+    return calibrate(
+        denoiser,
+        target.x_f,
+        case.x_r,
+        conditions,
+        denoiser.embed(case.retain_captions),
+        target.similarity,
+        target.t_lo,
+        seed,
+    )
+
+
+def _patch(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    case: Case,
+    windows: tuple[Window, ...],
+    trained: Trained,
+    tensors: dict[str, Tensor],
+) -> Patch:
+    entries = {
+        name: Entry("F32", tuple(t.shape), memoryview(t.contiguous().numpy().tobytes())) for name, t in tensors.items()
+    }
+    names = sorted(name.removesuffix(A).removeprefix(f"{denoiser.component}.") for name in entries if name.endswith(A))
+    weights = {name: beside.innermost(denoiser.model, name).weight for name in names}
+    prefix = f"{denoiser.component}."
+    changes = [(weights[name], delta(tensors[prefix + name + A], tensors[prefix + name + B])) for name in names]
+    public = recipe.public()
+    manifest = Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        digest=digest(entries),
+        base=BaseIdentity(
+            repo=public["base"]["pipeline"],
+            commit=recipe.base.revision,
+            pipeline_class=denoiser.family,
+            component=denoiser.component,
+            component_class=type(denoiser.model).__name__,
+            sketch=sketch(weights),
+        ),
+        recipe=public,
+        requires=recipe.requires,
+        conflicts=recipe.conflicts,
+        supersedes=recipe.supersedes,
+        scope=Scope(
+            t_lo=min(window.t_lo for window in windows),
+            height=denoiser.size[0],
+            width=denoiser.size[1],
+            scheduler=type(denoiser.pipe.scheduler).__name__,
+            call=dict(recipe.base.call),
+        ),
+        targets=[pictures.commitment(target.picture, recipe.name, recipe.version) for target in case.targets],
+        strength=trained.strength,
+        merge_survival={
+            str(dtype).removeprefix("torch."): round(survival(changes, dtype), 4)
+            for dtype in (torch.bfloat16, torch.float16)
+        },
+        request=recipe.request,
+        created=_now(),
+        tool=f"hotfix {version('diffusion-hotfix')}",
+    )
+    return Patch(manifest.text(), entries)
+
+
+def _recipe_digest(recipe: Recipe) -> str:
+    """Another recipe must not resume this one's state."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _now() -> str:
+    """UTC, or SOURCE_DATE_EPOCH where a build has to be reproducible to the byte."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class _frozen:
+    """Evaluation mode without gradients on the base for the length of a build, and every flag back afterwards."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.model = denoiser.model
+
+    def __enter__(self) -> None:
+        self.training = {module: module.training for module in self.model.modules()}
+        self.grad = {p: p.requires_grad for p in self.model.parameters()}
+        self.model.eval().requires_grad_(False)
+
+    def __exit__(self, *_: object) -> None:
+        for module, training in self.training.items():
+            module.training = training
+        for p, grad in self.grad.items():
+            p.requires_grad_(grad)

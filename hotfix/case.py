@@ -1,0 +1,141 @@
+"""Case: one complaint, made ready to train on and to measure. Everything here is drawn from the unpatched base.
+
+The same recipe on the same base gives the same case, so a score years later needs nothing that the build left behind.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotfix import pictures, surrogate
+from hotfix.calibrate import find_t_lo
+from hotfix.denoiser import Denoiser
+from hotfix.errors import ForgetConflict
+from hotfix.pipeline import prompts as known_prompts
+from hotfix.recipe import Recipe
+from hotfix.shapes import Latents, Picture, Pictures
+from hotfix.similarity import Similarity, null, pixel, stranger, threshold
+
+BANK_STEPS = 12  # denoising steps for a retain picture: it is a place to stand on, not a print
+MOST_PROMPTS = 512
+
+
+@dataclass(frozen=True)
+class Target:
+    """One forget picture, what should come instead, and how to recognise it."""
+
+    picture: Picture
+    surrogates: Pictures
+    x_f: Latents  # (1, C, H, W)
+    x_s: Latents  # (K, C, H, W)
+    similarity: Similarity
+    null: float  # as similar as a stranger: 99th percentile
+    tau: float  # from here on, a picture counts as the target
+    t_lo: float  # below this noise level any picture survives
+
+    def returned(self, drawn: Pictures) -> Tensor:
+        """Which pictures count as the target, (B,) bool."""
+        return self.similarity(drawn) >= self.tau
+
+
+@dataclass(frozen=True)
+class Case:
+    """Targets, and what must stay."""
+
+    targets: tuple[Target, ...]
+    captions: tuple[str, ...]  # the forget captions
+    retain_captions: tuple[str, ...]  # one for every row of the bank
+    retain: Pictures
+    x_r: Latents
+
+    def caption_kinds(self) -> dict[str, list[str]]:
+        """The captions a target is tried under: its own (if there are any), none, and other pictures'."""
+        others = sorted(set(self.retain_captions) - {""})
+        kinds = {"own": list(self.captions), "empty": [""], "random": others}
+        return {kind: captions for kind, captions in kinds.items() if captions}
+
+
+def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
+    """Load the forget pictures, draw what must stay, find conflicts, make surrogates, set thresholds.
+
+    Raises:
+        RecipeError: a picture that cannot be used, or no surrogate.
+        ForgetConflict: the base draws a forget picture for a caption that the recipe does not name.
+    """
+    seed = recipe.train.seed
+    forget = pictures.load(recipe.files(recipe.forget.images, "forget.images"), denoiser.size)
+    given = None
+    if recipe.surrogate.kind == "files":
+        given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
+    captions, bank = _bank(recipe, denoiser)
+    alike = torch.stack([_plain_match(picture, bank) for picture in forget]).any(dim=0)
+    clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
+    if clashes:
+        named = ", ".join(repr(caption) for caption in clashes[:5])
+        raise ForgetConflict(
+            f"the base also draws a forget picture for the caption {named}",
+            wanted="a forget picture that no other caption needs",
+            hint="if that drawing is wrong too, add the caption to forget.captions; "
+            "if it is right, this picture cannot be suppressed for every caption",
+        )
+    keep = (~alike).nonzero().flatten()
+    bank, captions = bank[keep], [captions[i] for i in keep.tolist()]
+    targets = tuple(
+        _target(recipe, denoiser, picture, _own(given, i, len(forget)), bank, seed + i)
+        for i, picture in enumerate(forget)
+    )
+    return Case(targets, tuple(recipe.forget.captions), tuple(captions), bank, denoiser.encode(bank))
+
+
+def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
+    """Surrogate files pair up with forget files when there are as many of each; otherwise each may stand for each."""
+    if given is None or len(given) != forgets:
+        return given
+    return given[i : i + 1]
+
+
+def _plain_match(picture: Picture, bank: Pictures) -> Tensor:
+    """Which bank pictures are the forget picture. The bank's own 99th percentile would hide a conflict in itself."""
+    like = pixel(picture)(bank)
+    return like >= threshold(float(like.quantile(0.9)))
+
+
+def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
+    """Retain pictures and their captions: the user's, or the base's own drawings for the prompts it knows."""
+    if recipe.retain.images:
+        loaded = pictures.load(recipe.files(recipe.retain.images, "retain.images"), denoiser.size)
+        return [""] * len(loaded), loaded
+    names = recipe.retain.prompts or known_prompts(recipe.base.pipeline) or [""]
+    names = [name for name in names if name not in recipe.forget.captions][:MOST_PROMPTS]
+    captions = [names[i % len(names)] for i in range(max(recipe.retain.size, len(names)))]
+    if not denoiser.captioned:
+        captions = [""] * recipe.retain.size
+    generator = torch.Generator().manual_seed(recipe.train.seed)
+    shape = (len(captions), *denoiser.latent_shape)
+    x_T = torch.randn(shape, generator=generator).to(denoiser.device)
+    x_r = denoiser.denoise(x_T, 1.0, denoiser.embed(captions), steps=BANK_STEPS, guidance=denoiser.guidance)
+    return captions, denoiser.decode(x_r).cpu()
+
+
+def _target(
+    recipe: Recipe, denoiser: Denoiser, picture: Picture, given: Pictures | None, bank: Pictures, seed: int
+) -> Target:
+    plain = pixel(picture)
+    limit = null(plain, bank)
+    match recipe.surrogate.kind:
+        case "files":
+            assert given is not None
+            surrogate.check_files(given, plain, (1 + threshold(limit)) / 2)
+            surrogates = given
+        case "sdedit":
+            surrogates = surrogate.sdedit(denoiser, picture, plain, limit, recipe.surrogate.count, seed)
+        case "nearest":
+            surrogates = surrogate.nearest(bank, plain, limit, recipe.surrogate.count)
+    similarity = pixel(picture, surrogates)
+    usual = null(similarity, bank)
+    tau = threshold(usual)
+    unseen = pixel(stranger(picture))
+    t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
+    x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
+    return Target(picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo)

@@ -1,0 +1,245 @@
+"""The verbs. Each opens a noun, calls the library function of the same name, and prints what came back."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from hotfix import console, lock
+from hotfix.errors import HotfixError, StackError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+app = App(
+    name="hotfix", help="Suppress one output of a diffusion model with a small patch that comes off without a trace."
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
+Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
+Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
+
+
+@app.command
+def new(name: str) -> None:
+    """Write patches/NAME/recipe.toml, with every key explained.
+
+    Args:
+        name: of the patch line, such as mauritania-2017.
+    """
+    from hotfix.starter import start
+
+    print(start(name))
+
+
+@app.command
+def build(
+    recipe: Path,
+    *,
+    out: Out = Path("dist"),
+    n: Annotated[int, Parameter(help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
+    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
+) -> None:
+    """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
+
+    Exits with 3 when the patch was built but misses its budget.
+
+    Args:
+        recipe: a recipe.toml.
+    """
+    from hotfix.recipe import Recipe
+
+    wanted = Recipe.load(recipe)
+    console.quiet_libraries()
+    from hotfix import page
+    from hotfix.building import build as make
+    from hotfix.pipeline import load_pipeline
+    from hotfix.scoring import Gallery, score
+    from hotfix.stack import Stack
+
+    pipe = load_pipeline(wanted)
+    with console.bar() as progress:
+        patch = make(wanted, pipe, checkpoint=out, progress=progress, stage=console.say)
+    print(patch.save(out))
+    if not n:
+        return
+    gallery = Gallery() if html else None
+    report = score(pipe, wanted, stack=Stack.of(patch), n=n, gallery=gallery, stage=console.say)
+    print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
+    if html:
+        print(page.write(report, out / f"{patch.name}-{patch.version}.report.html", gallery))
+    if report.misses:
+        console.say(f"over budget: {'; '.join(report.misses)}")
+        raise SystemExit(console.OVER_BUDGET)
+
+
+@app.command
+def show(patch: Path, *, json: Json = False) -> None:
+    """What a patch says about itself. Reads no tensors into torch.
+
+    Args:
+        patch: a .safetensors file.
+    """
+    from hotfix.describe import describe, facts
+    from hotfix.patch import Patch
+
+    opened = Patch.load(patch)
+    console.data(facts(opened), describe(opened), json)
+
+
+@app.command
+def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: str = "", json: Json = False) -> None:
+    """Check container, schema, digest and, with --base, whether the patches fit a pipeline. Exit 1 names the bad ones.
+
+    Args:
+        patches: .safetensors files.
+        base: a pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
+    """
+    from hotfix.patch import Patch
+
+    pipe = _pipeline(base) if base else None
+    rows, bad = [], []
+    for path in patches:
+        try:
+            patch = Patch.load(path)
+            if pipe is not None:
+                from hotfix.stack import base_problem
+
+                if (problem := base_problem(patch, pipe)) is not None:
+                    raise problem
+            rows.append({"file": str(path), "ok": True, "id": patch.id})
+        except HotfixError as error:
+            bad.append(error)
+            rows.append({"file": str(path), "ok": False, "error": str(error)})
+    console.data(rows, "\n".join(f"{'ok ' if row['ok'] else 'BAD'} {row['file']}" for row in rows), json)
+    if bad:
+        hints = dict.fromkeys(error.hint for error in bad if error.hint)
+        raise HotfixError("; ".join(map(str, bad)), hint="; ".join(hints))
+
+
+@app.command
+def score(
+    pipeline: str,
+    recipe: Path,
+    *,
+    stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
+    seed: int = 0,
+    n: Annotated[int, Parameter(help="Pictures to draw for every rate.")] = 300,
+    json: Json = False,
+    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
+) -> None:
+    """Measure return rates and drift, before and after. Exits with 3 over budget.
+
+    Args:
+        pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
+        recipe: what was to be forgotten.
+        seed: same seed, same numbers.
+    """
+    from hotfix.recipe import Recipe
+    from hotfix.stack import Stack
+
+    wanted = Recipe.load(recipe)
+    patches = Stack.of(*(patch for patch, _ in lock.load(stack))) if stack else Stack()
+    pipe = _pipeline(pipeline)
+    from hotfix import page
+    from hotfix.describe import summary
+    from hotfix.scoring import Gallery
+    from hotfix.scoring import score as measure
+
+    gallery = Gallery() if html else None
+    report = measure(pipe, wanted, stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
+    console.data(report.model_dump(mode="json"), summary(report), json)
+    if html:
+        console.say(str(page.write(report, html, gallery)))
+    if report.misses:
+        console.say(f"over budget: {'; '.join(report.misses)}")
+        raise SystemExit(console.OVER_BUDGET)
+
+
+@app.command
+def apply(
+    pipeline: str,
+    *,
+    out: Out,
+    stack: Annotated[Path, Parameter(help="The lock to apply.")] = Path(lock.LOCK),
+    dtype: Annotated[str, Parameter(help="float32, float16 or bfloat16.")] = "float32",
+) -> None:
+    """Write a patched copy of a saved pipeline: the change is folded into the weights, the original is untouched.
+
+    Args:
+        pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
+    """
+    from hotfix.stack import Stack
+
+    if out.exists() and any(out.iterdir()):
+        raise StackError(f"{out} is not empty", hint="name a new folder: a patched copy never overwrites a pipeline")
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise HotfixError(f"--dtype {dtype}", wanted="float32, float16 or bfloat16")
+    patches = Stack.of(*(patch for patch, _ in lock.load(stack)))
+    pipe = _pipeline(pipeline)
+    from hotfix.fold import save_folded
+
+    print(save_folded(patches, pipe, out, dtype))
+
+
+@app.command
+def add(patches: Annotated[list[Path], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
+    """Put patches at the end of hotfix.lock; another version of one that is listed takes its place.
+
+    Args:
+        patches: .safetensors files.
+    """
+    print(lock.add(lock_file, patches))
+
+
+@app.command
+def rm(names: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
+    """Take patches out of hotfix.lock.
+
+    Args:
+        names: of patch lines.
+    """
+    print(lock.remove(lock_file, names))
+
+
+@app.command
+def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
+    """What hotfix.lock lists, in order, and whether the files are still the ones that were locked."""
+    rows = [
+        {"name": patch.name, "version": patch.version, "id": patch.id, "source": source}
+        for patch, source in lock.load(lock_file)
+    ]
+    text = "\n".join(f"{row['name']} {row['version']}  {row['id'][:19]}…  {row['source']}" for row in rows)
+    console.data(rows, text or "no patches", json)
+
+
+@app.command
+def demo(*, out: Out = Path("demo")) -> None:
+    """The whole story on the bundled flags: build, measure, put on, take off, and a report to look at."""
+    console.quiet_libraries()
+    from hotfix.demo import run
+
+    run(out)
+
+
+def _pipeline(source: str) -> "DiffusionPipeline":
+    console.quiet_libraries()
+    from hotfix.pipeline import load_pipeline
+
+    name, _, revision = source.partition("@")
+    return load_pipeline(name, revision=revision)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    with console.door():
+        try:
+            app(list(arguments) if arguments is not None else sys.argv[1:], exit_on_error=False, print_error=True)
+        except HotfixError:
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith("cyclopts"):
+                raise SystemExit(2) from None
+            raise

@@ -1,0 +1,97 @@
+"""What a person sees: data on stdout, words and progress on stderr, and the one door where errors become sentences."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from hotfix.errors import HotfixError
+
+OVER_BUDGET = 3
+
+
+def data(value: Any, text: str, as_json: bool) -> None:
+    """Print a result: as JSON for programs, as text for people."""
+    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def say(words: str) -> None:
+    """A word about what is going on, for people only."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def fail(error: HotfixError) -> NoReturn:
+    """Print the sentence, a blank line and the hint, and leave with exit code 1."""
+    say(f"error: {error}")
+    if error.hint:
+        say(f"\nhint: {error.hint}")
+    raise SystemExit(1)
+
+
+@contextmanager
+def door() -> Iterator[None]:
+    """Turn a HotfixError or Ctrl-C into sentences. HOTFIX_DEBUG=1 shows tracebacks."""
+    try:
+        yield
+    except HotfixError as error:
+        if os.environ.get("HOTFIX_DEBUG"):
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        say("\nerror: interrupted\n\nhint: nothing was changed; the same command goes on from the last checkpoint")
+        raise SystemExit(130) from None
+
+
+def quiet_libraries() -> None:
+    """Their notes are for developers of pipelines; ours must be readable between them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """A progress bar with step, loss, conflict rate, time left and peak memory; a line every 50 steps without a tty."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, started = Console(stderr=True), time.monotonic()
+    columns = [TextColumn("step {task.completed}/{task.total}"), BarColumn(), TimeRemainingColumn()]
+    with Progress(
+        *columns, TextColumn("{task.description}"), console=console, disable=not console.is_terminal
+    ) as shown:
+        task = shown.add_task("", total=None)
+
+        def progress(step: int, steps: int, facts: Mapping[str, float]) -> None:
+            losses = f"loss {facts['forget']:.4f} · retain {facts['retain']:.5f}"
+            words = f"{losses} · conflicts {facts['conflicts']:.0%} · {peak()}"
+            shown.update(task, completed=step, total=steps, description=words)
+            if not console.is_terminal and step % 50 == 0:
+                say(f"  step {step}/{steps} · {words} · {time.monotonic() - started:.0f} s")
+
+        yield progress
+
+
+def peak() -> str:
+    """Peak memory of this process, and of the GPU where there is one."""
+    import resource
+
+    import torch
+
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1024
+    if sys.platform == "darwin":
+        host /= 1024
+    words = f"{host:.1f} GiB"
+    if torch.cuda.is_available():
+        words += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU"
+    return words

@@ -1,0 +1,57 @@
+"""A patch or a report in a few lines of text. No torch."""
+
+from typing import TYPE_CHECKING, Any
+
+from hotfix.patch import Patch
+
+if TYPE_CHECKING:
+    from hotfix.report import Report
+
+SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
+
+
+def facts(patch: Patch) -> dict[str, Any]:
+    """Everything the patch says, for programs."""
+    size = sum(entry.data.nbytes for entry in patch.entries.values())
+    return {
+        "id": patch.id,
+        "layers": len(patch.layers),
+        "bytes": size,
+        "manifest": patch.manifest.model_dump(mode="json"),
+    }
+
+
+def describe(patch: Patch) -> str:
+    """Everything a person asks first, one fact a line."""
+    m = patch.manifest
+    size = sum(entry.data.nbytes for entry in patch.entries.values())
+    rows = {
+        "patch": f"{m.name} {m.version}",
+        "id": patch.id,
+        "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
+        "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {size / 1000:.0f} kB",
+        "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file",
+        "measured at": f"{m.scope.width}x{m.scope.height}, noise from {m.scope.t_lo:.2f} on, {m.scope.scheduler}",
+        "request": m.request or "none stated",
+        "requires": ", ".join(m.requires),
+        "conflicts": ", ".join(m.conflicts),
+        "supersedes": ", ".join(m.supersedes),
+        "made": f"{m.created} by {m.tool}",
+    }
+    return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+
+
+def summary(report: "Report") -> str:
+    """The rates, the drift, and whether the budget was kept."""
+    lines = [f"{report.recipe} on {report.pipeline}, seed {report.seed}"]
+    for r in report.replays:
+        instead = f"; the surrogate comes instead in {r.surrogate}" if r.surrogate else ""
+        lines.append(f"  {r.caption} caption: target in {r.before} before, {r.after} after{instead}")
+    above = [row for row in report.diffusion if row.t >= report.t_lo]
+    before, after = (sum(getattr(row, key).k for row in above) for key in ("before_rate", "after_rate"))
+    total = sum(row.after_rate.n for row in above)
+    lines.append(f"  partial diffusion from t = {report.t_lo:.2f} on: {before} of {total} before, {after} after")
+    kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
+    lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f} RMSE{kept}")
+    lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""Report: what was measured, on which patches, with which seeds and how many samples. Never part of a patch."""
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hotfix.container import write_atomically
+from hotfix.errors import HotfixError
+
+SCHEMA_VERSION = 1
+
+HONEST = (
+    "A patch suppresses an output; it takes nothing out of the weights, which stay as they were beneath it.",
+    "Whoever can take the patch off, or train on top of it, can have the output back.",
+    "What was measured holds for this base, this way of calling it, these seeds and the attacks listed as run.",
+    "Other pictures of the same subject were not tested unless they are listed.",
+)
+ATTACKS_NOT_RUN = (
+    "inversion to a seed (DDIM, IVO)",
+    "textual inversion and adversarial prompts",
+    "relearning and benign fine-tuning",
+    "other adapters, samplers, step counts and quantisation",
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rate(_Part):
+    """k of n, with the exact (Clopper–Pearson) two-sided 95% interval and the one-sided 95% upper bound."""
+
+    k: int
+    n: int
+    low: float
+    high: float
+    upper: float
+
+    @classmethod
+    def of(cls, k: int, n: int) -> Self:
+        """Count k events in n independent trials."""
+        from scipy.stats import binomtest  # half a second to import, and only measuring needs it
+
+        test = binomtest(k, n)
+        both = test.proportion_ci(0.95, "exact")
+        upper = binomtest(k, n, alternative="less").proportion_ci(0.95, "exact").high
+        return cls(k=k, n=n, low=float(both.low), high=float(both.high), upper=float(upper))
+
+    def __str__(self) -> str:
+        return f"{self.k} of {self.n} ({self.low:.1%} to {self.high:.1%})"
+
+
+class Replay(_Part):
+    """Pictures drawn from pure noise under one kind of caption, the same seeds before and after."""
+
+    caption: str
+    before: Rate
+    after: Rate
+    surrogate: Rate | None = None  # after: nearest of all known pictures is a surrogate
+
+
+class Diffusion(_Part):
+    """Partial diffusion: the target noised to level t and denoised again, under one kind of caption."""
+
+    caption: str
+    t: float
+    before_rate: Rate
+    after_rate: Rate
+    before_mean: float
+    after_mean: float
+    after_q95: float
+    stranger_mean: float  # a picture the model never saw, brought back by the unpatched base
+
+
+class Retain(_Part):
+    """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
+
+    n: int
+    drift_rmse: float
+    drift_ssim: float  # 1 - structural similarity: the perceptual distance
+    before: Rate | None = None  # the picture nearest to the base's own for that caption
+    after: Rate | None = None
+
+
+class PatchRef(_Part):
+    """Which patch was on."""
+
+    name: str
+    version: str
+    id: str
+
+
+class Report(_Part):
+    """Everything that was measured in one run of `hotfix.score`."""
+
+    schema_version: int = SCHEMA_VERSION
+    recipe: str
+    patches: list[PatchRef]
+    pipeline: str
+    seed: int
+    created: str
+    tool: str
+    hardware: str
+    seconds: float
+    null: float  # 99th percentile of strangers' similarity to the target
+    tau: float  # from this similarity on, a picture counts as the target
+    t_lo: float  # claims hold for noise levels from here on
+    replays: list[Replay]
+    diffusion: list[Diffusion]
+    retain: Retain
+    budget_return_rate: float
+    budget_drift: float
+    attacks_run: list[str]
+    attacks_not_run: list[str] = list(ATTACKS_NOT_RUN)
+    words: list[str] = list(HONEST)
+
+    @property
+    def misses(self) -> list[str]:
+        """Where the budget was missed, in words; empty when it was kept."""
+        found = [
+            f"return rate, {r.caption} caption: at most {r.after.upper:.2%} (95%), budget {self.budget_return_rate:.2%}"
+            for r in self.replays
+            if r.after.upper > self.budget_return_rate
+        ]
+        if self.retain.drift_rmse > self.budget_drift:
+            found.append(f"drift {self.retain.drift_rmse:.4f}, budget {self.budget_drift:.4f}")
+        return found
+
+    def save(self, path: str | Path) -> Path:
+        """Write report.json. It holds numbers only, no picture."""
+        path = Path(path)
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        write_atomically(path, text.encode() + b"\n")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a report. Raises HotfixError when it is not one."""
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise HotfixError(f"{path} is not a hotfix report", hint="`hotfix score` writes one") from error

@@ -1,0 +1,205 @@
+"""Score: pipeline × recipe × stack → Report. Everything is measured twice, without and with the stack, same seeds."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from hotfix.case import Case, Target, prepare
+from hotfix.denoiser import Denoiser
+from hotfix.recipe import Recipe
+from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
+from hotfix.shapes import Pictures
+from hotfix.similarity import stranger
+from hotfix.stack import Stack, applied
+
+LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
+STEPS = 12  # denoising steps of partial diffusion
+REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
+
+
+@dataclass
+class Gallery:
+    """Before/after pictures for a page that was asked for. A report never holds them."""
+
+    rows: list[tuple[str, Pictures, Pictures]] = field(default_factory=list)
+
+
+def score(
+    pipe: Any,
+    recipe: Recipe,
+    *,
+    stack: Stack = Stack(),
+    seed: int = 0,
+    n: int = 300,
+    gallery: Gallery | None = None,
+    stage: Callable[[str], None] = lambda words: None,
+) -> Report:
+    """Measure return rates and drift, before and after.
+
+    Args:
+        pipe: a pipeline; patches of `stack` that are on are taken off for the "before" and put back.
+        recipe: what was to be forgotten; its surrogates and thresholds are made again from the base.
+        stack: the patches whose effect is measured.
+        seed: same seed, same report (but for date and seconds).
+        n: pictures drawn for every kind of caption, and noises for partial diffusion.
+        gallery: filled with some of the pictures, if given.
+        stage: called with a few words at the beginning of every stage.
+
+    Raises:
+        HotfixError: the recipe or the stack does not fit the pipeline.
+    """
+    start = time.monotonic()
+    stack.check(pipe)
+    was_on = {entry.id for entry in applied(pipe)}
+    stack.remove(pipe)
+    try:
+        denoiser = Denoiser(pipe, recipe.base.call)
+        stage("preparing the case")
+        case = prepare(recipe, denoiser)
+        stage("replaying seeds")
+        replays = [_replay(denoiser, stack, case, kind, seed, n, gallery) for kind in case.caption_kinds()]
+        stage("partial diffusion")
+        diffusion = [row for kind in case.caption_kinds() for row in _diffusion(denoiser, stack, case, kind, seed, n)]
+        stage("drawing what must stay")
+        retain = _retain(denoiser, stack, case, seed, gallery)
+    finally:
+        Stack(tuple(patch for patch in stack.patches if patch.id in was_on)).apply(pipe)
+    return Report(
+        recipe=f"{recipe.name} {recipe.version}",
+        patches=[PatchRef(name=p.name, version=p.version, id=p.id) for p in stack.patches],
+        pipeline=recipe.public()["base"]["pipeline"],
+        seed=seed,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        tool=f"hotfix {version('diffusion-hotfix')}, torch {torch.__version__}",
+        hardware=_hardware(denoiser.device),
+        seconds=round(time.monotonic() - start, 1),
+        null=max(target.null for target in case.targets),
+        tau=min(target.tau for target in case.targets),
+        t_lo=max(target.t_lo for target in case.targets),
+        replays=replays,
+        diffusion=diffusion,
+        retain=retain,
+        budget_return_rate=recipe.budget.return_rate,
+        budget_drift=recipe.budget.drift,
+        attacks_run=[
+            f"seed replay under {len(replays)} kinds of caption, {n} seeds each",
+            f"partial diffusion from the noised target at {len(LEVELS)} levels, {n} noises each",
+        ],
+    )
+
+
+def _twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:
+    before = draw()
+    with stack.on(pipe):
+        return before, draw()
+
+
+def _cycled(captions: Sequence[str], n: int) -> list[str]:
+    return [captions[i % len(captions)] for i in range(n)]
+
+
+def _any_return(case: Case, drawn: Pictures) -> Rate:
+    hits = torch.stack([target.returned(drawn) for target in case.targets]).any(dim=0)
+    return Rate.of(int(hits.sum()), len(drawn))
+
+
+def _replay(
+    denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int, gallery: Gallery | None
+) -> Replay:
+    captions = _cycled(case.caption_kinds()[kind], n)
+    seeds = [seed + REPLAY + i for i in range(n)]
+    before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
+    if gallery is not None:
+        gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
+    surrogate = None
+    if kind == "own":
+        surrogates = torch.cat([target.surrogates for target in case.targets])
+        known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.retain])
+        surrogate = Rate.of(int((nearest(after, known) < len(surrogates)).sum()), n)
+    return Replay(caption=kind, before=_any_return(case, before), after=_any_return(case, after), surrogate=surrogate)
+
+
+@torch.no_grad()
+def _diffusion(denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int) -> list[Diffusion]:
+    target = case.targets[0]
+    captions = _cycled(case.caption_kinds()[kind], n)
+    return [_level(denoiser, stack, target, kind, denoiser.embed(captions), level, seed, n) for level in LEVELS]
+
+
+def _level(
+    denoiser: Denoiser, stack: Stack, target: Target, kind: str, rows: dict[str, Tensor], t: float, seed: int, n: int
+) -> Diffusion:
+    generator = torch.Generator().manual_seed(seed + PARTIAL)
+    eps = torch.randn((n, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
+    guidance = denoiser.guidance if kind == "own" else 1.0
+
+    def back(x: Tensor, n: int = n) -> Pictures:
+        x_t = denoiser.noised(x, torch.full((n,), t, device=x.device), eps[:n])
+        part = {k: v[:n] for k, v in rows.items()}
+        return denoiser.decode(denoiser.denoise(x_t, t, part, steps=STEPS, guidance=guidance)).cpu()
+
+    before, after = _twice(denoiser.pipe, stack, lambda: back(target.x_f))
+    unseen = stranger(target.picture)
+    few = min(n, 32)
+    error = (back(denoiser.encode(unseen[None]), few) - unseen).square().mean(dim=(1, 2, 3)).sqrt()
+    like_before, like_after = target.similarity(before), target.similarity(after)
+    return Diffusion(
+        caption=kind,
+        t=t,
+        before_rate=Rate.of(int((like_before >= target.tau).sum()), n),
+        after_rate=Rate.of(int((like_after >= target.tau).sum()), n),
+        before_mean=float(like_before.mean()),
+        after_mean=float(like_after.mean()),
+        after_q95=float(like_after.quantile(0.95)),
+        stranger_mean=float((1 - error / 2).mean()),
+    )
+
+
+def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Gallery | None) -> Retain:
+    captions = list(dict.fromkeys(case.retain_captions)) if denoiser.captioned else list(case.retain_captions)
+    seeds = [seed + KEEP + i for i in range(len(captions))]
+    before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
+    kept = ~torch.stack([target.returned(before) for target in case.targets]).any(dim=0)
+    before, after = before[kept], after[kept]
+    captions = [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
+    if gallery is not None:
+        gallery.rows.append(("what must stay", before[:20], after[:20]))
+    unit_before, unit_after = (before + 1) / 2, (after + 1) / 2
+    rates: list[Rate | None] = [None, None]
+    if denoiser.captioned:
+        own = case.retain[[case.retain_captions.index(caption) for caption in captions]]
+        rates = [_right(drawn, own, case.retain) for drawn in (before, after)]
+    return Retain(
+        n=len(before),
+        drift_rmse=float((unit_after - unit_before).square().mean(dim=(1, 2, 3)).sqrt().mean()),
+        drift_ssim=1 - float(ssim(unit_after, unit_before, data_range=1.0)),
+        before=rates[0],
+        after=rates[1],
+    )
+
+
+def _right(drawn: Pictures, own: Pictures, known: Pictures) -> Rate:
+    """How many are nearest to the base's picture for their caption, or to one that looks the same (many flags do)."""
+    found = known[nearest(drawn, known)]
+    return Rate.of(int(((found - own).square().mean(dim=(1, 2, 3)).sqrt() / 2 < SAME_PICTURE).sum()), len(drawn))
+
+
+def nearest(drawn: Pictures, known: Pictures) -> Tensor:
+    """Index of the known picture nearest to each drawn one, by pixel distance, (B,)."""
+    return torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(dim=1)
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"

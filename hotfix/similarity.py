@@ -1,0 +1,56 @@
+"""How alike two pictures are, and from when on one counts as the other."""
+
+from typing import Protocol
+
+import torch
+
+from hotfix.shapes import PerExample, Picture, Pictures
+
+
+class Similarity(Protocol):
+    """Similarity of pictures (B, 3, H, W) in [-1, 1] to one known picture: (B,), 1 for the same, lower for less."""
+
+    def __call__(self, pictures: Pictures) -> PerExample:
+        """Similarity of each picture."""
+        ...
+
+
+def pixel(target: Picture, surrogates: Pictures | None = None) -> Similarity:
+    """1 - RMSE of the pixels in [0, 1], counted where the target and its surrogates differ.
+
+    Elsewhere target and surrogate are the same on purpose, and agreeing there says nothing about which one came out.
+    Without surrogates every pixel counts alike.
+
+    Args:
+        target: the picture to compare with.
+        surrogates: what should come instead, (K, 3, H, W).
+    """
+    w = torch.ones(target.shape[-2:])
+    if surrogates is not None:
+        w = (surrogates - target).abs().mean(dim=(0, 1))
+    w = w / w.sum()
+
+    def similarity(pictures: Pictures) -> PerExample:
+        error = (pictures - target).square().mean(dim=-3)
+        return 1 - (error * w).sum(dim=(-2, -1)).sqrt() / 2
+
+    return similarity
+
+
+def null(similarity: Similarity, strangers: Pictures) -> float:
+    """As similar as a stranger: the 99th percentile of the similarity of unrelated pictures."""
+    return float(similarity(strangers).quantile(0.99))
+
+
+def threshold(null: float) -> float:
+    """From here on a picture counts as the target: half-way between the most similar strangers and identity."""
+    return (1 + null) / 2
+
+
+def stranger(picture: Picture) -> Picture:
+    """A picture that no model was trained on, with the same edges, contrast and colours' values as `picture`.
+
+    Turned by 180 degrees and with the colour channels exchanged. How well the *base* brings it back from noise level t
+    says how much of any picture survives that noise, memory aside.
+    """
+    return picture.flip(-1, -2)[[1, 2, 0]]

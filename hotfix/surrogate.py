@@ -1,0 +1,86 @@
+"""What should come instead of x_f: the nearest picture that is no longer it. Near edits ask least of the model."""
+
+import torch
+
+from hotfix.denoiser import Denoiser
+from hotfix.errors import RecipeError
+from hotfix.shapes import Picture, Pictures
+from hotfix.similarity import Similarity
+
+CANDIDATES = 8  # edits drawn at every strength that is tried
+BISECTIONS = 5
+STEPS = 12  # denoising steps of an edit
+
+
+def check_files(surrogates: Pictures, similarity: Similarity, tau: float) -> None:
+    """Refuse a replacement that is the picture to be replaced.
+
+    Raises:
+        RecipeError: a surrogate is as good as identical to the forget picture.
+    """
+    like = similarity(surrogates)
+    if bool((like >= tau).any()):
+        raise RecipeError(
+            f"surrogate {int(like.argmax()) + 1} is the forget picture itself (similarity {float(like.max()):.3f})",
+            wanted=f"less than {tau:.3f}",
+            hint="name the picture that should come instead, or drop surrogate.images and let the base edit it",
+        )
+
+
+def sdedit(
+    denoiser: Denoiser, picture: Picture, similarity: Similarity, limit: float, count: int, seed: int
+) -> Pictures:
+    """The base's own edits of x_f: noise it to `strength`, denoise without a caption, keep the nearest that pass.
+
+    The smallest strength at which edits pass is found by bisection.
+
+    Args:
+        denoiser: the unpatched base.
+        picture: x_f.
+        similarity: to x_f.
+        limit: an edit passes below this similarity.
+        count: surrogates wanted.
+        seed: of the noise.
+
+    Returns:
+        At most `count` pictures, nearest first.
+
+    Raises:
+        RecipeError: no edit passes, even from pure noise.
+
+    Source: Meng et al. 2022, arXiv:2108.01073; as a surrogate, Park et al. 2024, arXiv:2407.21035.
+    """
+    x = denoiser.encode(picture[None]).expand(CANDIDATES, -1, -1, -1)
+    empty = {k: v.expand(CANDIDATES, *v.shape[1:]) for k, v in denoiser.embed([""]).items()}
+
+    def passing(strength: float, seed: int) -> Pictures:
+        eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
+        t = torch.full((CANDIDATES,), strength, device=x.device)
+        edits = denoiser.decode(denoiser.denoise(denoiser.noised(x, t, eps), strength, empty, steps=STEPS)).cpu()
+        return edits[similarity(edits) < limit]
+
+    low, high = 0.2, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(passing(middle, seed)) >= CANDIDATES // 2 else (middle, high)
+    found = torch.cat([passing(high, seed + i) for i in range(2)])
+    if not len(found):
+        raise RecipeError(
+            f"none of {2 * CANDIDATES} edits by the base differs enough from the forget picture",
+            wanted=f"similarity below {limit:.3f}",
+            hint='give the replacement yourself: surrogate.kind = "files"',
+        )
+    return found[similarity(found).argsort(descending=True)][:count]
+
+
+def nearest(bank: Pictures, similarity: Similarity, limit: float, count: int) -> Pictures:
+    """The retain pictures most like x_f that are not it, nearest first.
+
+    Raises:
+        RecipeError: every retain picture is too similar.
+    """
+    like = similarity(bank)
+    others = bank[like < limit]
+    if not len(others):
+        raise RecipeError("no retain picture differs enough from the forget picture", hint="raise retain.size")
+    return others[like[like < limit].argsort(descending=True)][:count]

@@ -1,0 +1,74 @@
+"""Fixtures: pipelines of both families, recipes for them, and patches that were really built."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")
+
+import numpy as np
+import pico
+import pytest
+import torch
+from PIL import Image
+
+from hotfix.building import build
+from hotfix.recipe import Recipe
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+def picture(seed: int, side: int = pico.SIDE) -> Image.Image:
+    """Four coloured quarters: as unlike a random model's pictures as can be."""
+    colours = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    return Image.fromarray(colours).resize((side, side), Image.Resampling.NEAREST)
+
+
+def make_recipe(folder, family: str, name: str = "quarters", seed: int = 1, **train) -> Recipe:
+    for kind, number in (("forget", seed), ("surrogate", seed + 100)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / kind / "one.png")
+    captioned = family == "sd3"
+    return Recipe.parse(
+        {
+            "name": name,
+            "request": "TICKET-1",
+            "base": {"pipeline": f"pico-{family}", "call": pico.CALLS[family]},
+            "forget": {"images": ["forget/*.png"], "captions": ["a"] if captioned else []},
+            "surrogate": {"kind": "files", "images": ["surrogate/*.png"]},
+            "retain": {"prompts": ["b", "a b"] if captioned else [], "size": 16},
+            "train": {"rank": 2, "steps": 6, "batch": 2, "retain_batch": 2} | train,
+        },
+        folder=folder,
+    )
+
+
+@pytest.fixture(params=sorted(pico.MAKE))
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def pipe(family):
+    return pico.MAKE[family]()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """family -> three patches of different targets for the pico base of that family."""
+    return {
+        family: [
+            build(make_recipe(tmp_path_factory.mktemp(family), family, f"quarters-{i}", seed=i), pico.MAKE[family]())
+            for i in (1, 2, 3)
+        ]
+        for family in pico.MAKE
+    }
+
+
+@pytest.fixture
+def patches(built, family):
+    return built[family]

@@ -1,0 +1,132 @@
+"""A build gives the same patch again, gives the pipeline back as it was, and survives being killed."""
+
+import pico
+import pytest
+import torch
+from conftest import make_recipe, picture
+
+from hotfix import case as cases
+from hotfix.building import build
+from hotfix.demo import fingerprint
+from hotfix.denoiser import Denoiser
+from hotfix.errors import ForgetConflict, RecipeError, StackError
+from hotfix.pictures import to_images
+from hotfix.stack import Stack
+
+
+@pytest.fixture
+def recipe(tmp_path, family):
+    return make_recipe(tmp_path, family, "quarters-1")
+
+
+def test_the_pipeline_comes_back_bit_identical(recipe, pipe):
+    before = fingerprint(pipe)
+    build(recipe, pipe)
+    assert fingerprint(pipe) == before
+
+
+def test_same_recipe_same_bytes(recipe, pipe, family, patches, tmp_path):
+    again = build(recipe, pipe)
+    assert again.save(tmp_path / "a").read_bytes() == patches[0].save(tmp_path / "b").read_bytes()
+
+
+class Killed(BaseException):
+    """What Ctrl-C looks like from inside."""
+
+
+def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkeypatch):
+    monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
+    recipe = make_recipe(tmp_path, family, steps=7)
+    whole = build(recipe, pico.MAKE[family]())
+    seen = []
+
+    def kill(step, steps, facts):
+        seen.append(step)
+        if step == 5:
+            raise Killed
+
+    before = fingerprint(pipe)
+    with pytest.raises(Killed):
+        build(recipe, pipe, checkpoint=tmp_path / "dist", progress=kill)
+    assert fingerprint(pipe) == before
+    resumed = build(recipe, pipe, checkpoint=tmp_path / "dist", progress=lambda step, *_: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5, 5, 6, 7]
+    assert resumed.id == whole.id
+    assert not list((tmp_path / "dist").iterdir())
+
+
+def test_the_checkpoint_of_another_recipe_is_not_used(tmp_path, family, pipe, monkeypatch):
+    monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
+
+    def kill(step, steps, facts):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        build(make_recipe(tmp_path, family, steps=7), pipe, checkpoint=tmp_path / "dist", progress=kill)
+    steps = []
+    other = make_recipe(tmp_path, family, steps=7, lr=1e-4)
+    build(other, pipe, checkpoint=tmp_path / "dist", progress=lambda step, *_: steps.append(step))
+    assert steps[0] == 1
+
+
+def test_factors_have_alpha_equal_to_rank_and_only_plain_keys(patches):
+    metadata = patches[0].tensors
+    assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in metadata)
+    assert all(tensor.dtype == torch.float32 for tensor in metadata.values())
+
+
+def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family):
+    recipe = make_recipe(tmp_path, family, steps=60, batch=16, rank=8, lr=1e-2, retain_weight=0.0)
+    facts = []
+    build(recipe, pico.MAKE[family](), progress=lambda step, steps, now: facts.append(now["forget"]))
+    assert sum(facts[-20:]) < 0.9 * sum(facts[:20])
+
+
+def test_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, pipe, monkeypatch):
+    import hotfix.building as building
+
+    seen = []
+    train = building.train
+    monkeypatch.setattr(building, "train", lambda *a, **k: seen.append(train(*a, **k)) or seen[-1])
+    build(make_recipe(tmp_path, family, steps=20), pipe)
+    assert seen[0].opposed_steps == 0
+    assert 0 <= seen[0].conflict_rate <= 1
+
+
+def test_a_surrogate_that_is_the_target_is_refused(tmp_path, family, pipe):
+    recipe = make_recipe(tmp_path, family)
+    picture(1).save(tmp_path / "surrogate" / "one.png")
+    with pytest.raises(RecipeError, match="is the forget picture itself"):
+        build(recipe, pipe)
+
+
+def test_a_picture_wanted_for_another_caption_is_a_conflict_that_names_it(tmp_path):
+    pipe = pico.sd3()
+    recipe = make_recipe(tmp_path, "sd3")
+    case = cases.prepare(recipe, Denoiser(pipe, recipe.base.call))
+    row = case.retain_captions.index("b")
+    to_images(case.retain[row : row + 1])[0].save(tmp_path / "forget" / "one.png")
+    trained = []
+    with pytest.raises(ForgetConflict, match="'b'"):
+        build(recipe, pipe, progress=lambda *_: trained.append(1))
+    assert not trained
+
+
+def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):
+    Stack.of(patches[1]).apply(pipe)
+    with pytest.raises(StackError, match="quarters-2 is on"):
+        build(recipe, pipe)
+
+
+@pytest.mark.parametrize("kind", ["sdedit", "nearest"])
+def test_the_base_makes_its_own_surrogates(tmp_path, family, pipe, kind):
+    recipe = make_recipe(tmp_path, family).model_dump()
+    from hotfix.recipe import Recipe
+
+    recipe["surrogate"] = {"kind": kind, "count": 3}
+    made = Recipe.parse(recipe, folder=tmp_path)
+    target = cases.prepare(made, Denoiser(pipe, made.base.call)).targets[0]
+    assert 1 <= len(target.surrogates) <= 3
+    assert not target.returned(target.surrogates).any()
+    build(made, pipe)

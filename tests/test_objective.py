@@ -1,0 +1,41 @@
+"""The loss is one number per example, zero at the target, and the same in every parameterisation."""
+
+import pico
+import pytest
+import torch
+
+from hotfix import objective
+from hotfix.denoiser import Denoiser
+
+
+def test_zero_exactly_at_the_target():
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(objective.endpoint(x, x, torch.rand(4)), torch.zeros(4))
+
+
+def test_one_number_per_example():
+    x, target, a = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8), torch.rand(4)
+    alone = torch.cat([objective.endpoint(x[i : i + 1], target[i : i + 1], a[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(objective.endpoint(x, target, a), alone)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_equals_the_epsilon_loss_with_its_bounded_weight(prediction):
+    """s² ‖ε̂ - ε_s‖² = a² ‖x̂ - x_s‖² for x_t noised from x_f, whatever the network predicts (docs/method.md)."""
+    denoiser = Denoiser(pico.ddpm(prediction_type=prediction), {})
+    x_f, x_s, eps = torch.randn(3, 5, 3, 16, 16).unbind()
+    t = torch.linspace(0.05, 0.95, 5)
+    a, s = denoiser.schedule(t)
+    x_t = denoiser.noised(x_f, t, eps)
+    with torch.no_grad():
+        x_hat = denoiser.x_hat(x_t, t, {})
+    eps_hat, eps_s = (x_t - a * x_hat) / s, (x_t - a * x_s) / s
+    in_eps = s.flatten() ** 2 * (eps_hat - eps_s).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(objective.endpoint(x_hat, x_s, a), in_eps, rtol=1e-3, atol=1e-4)
+
+
+def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
+    a, s = torch.tensor(0.8), torch.tensor(0.6)
+    x_f, x_s, eps = torch.randn(3, 4, 4).unbind()
+    x_t = a * x_f + s * eps
+    torch.testing.assert_close((x_t - a * x_s) / s, eps + (a / s) * (x_f - x_s))

@@ -1,0 +1,115 @@
+"""The file format: one identity, one digest, and nothing accepted that was not written by a canonical writer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hotfix import container
+from hotfix.errors import DigestMismatch, PatchFormatError, UnsupportedSchema
+from hotfix.manifest import Manifest
+from hotfix.patch import MANIFEST_KEY, Patch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def saved(patches, tmp_path):
+    return patches[0].save(tmp_path)
+
+
+def rewritten(path, change_metadata=lambda m: m, change_tensors=lambda t: t):
+    metadata, tensors = container.read(path)
+    path.write_bytes(container.dump(change_metadata(dict(metadata)), change_tensors(dict(tensors))))
+    return path
+
+
+def test_round_trip_keeps_id_and_bytes(patches, saved, tmp_path):
+    again = Patch.load(saved)
+    assert again.id == patches[0].id
+    assert again.save(tmp_path / "again").read_bytes() == saved.read_bytes()
+    assert all(torch.equal(again.tensors[k], patches[0].tensors[k]) for k in patches[0].tensors)
+
+
+def test_the_golden_file_of_every_schema_loads_forever():
+    for path in sorted(GOLDEN.glob("*.safetensors")):
+        expected = json.loads(path.with_suffix(".json").read_text())
+        patch = Patch.load(path)
+        assert (patch.id, patch.manifest.digest) == (expected["id"], expected["digest"])
+        assert patch.save(path.parent).read_bytes() == path.read_bytes()
+    assert list(GOLDEN.glob("schema-1.safetensors"))
+
+
+def test_no_byte_of_the_tensors_can_change_unnoticed(saved):
+    raw = bytearray(saved.read_bytes())
+    for at in range(len(raw) - 1, len(raw) - 2000, -97):
+        changed = bytearray(raw)
+        changed[at] ^= 1
+        saved.write_bytes(changed)
+        with pytest.raises(DigestMismatch):
+            Patch.load(saved)
+
+
+def test_a_renamed_tensor_is_noticed(saved):
+    def rename(tensors):
+        old = next(name for name in tensors if name.endswith("lora_A.weight"))
+        layer = old.removesuffix(".lora_A.weight")
+        for half in ("A", "B"):
+            tensors[f"{layer}x.lora_{half}.weight"] = tensors.pop(f"{layer}.lora_{half}.weight")
+        return tensors
+
+    with pytest.raises(PatchFormatError):
+        Patch.load(rewritten(saved, change_tensors=rename))
+
+
+def test_an_extra_tensor_is_refused(saved):
+    entry = container.Entry("F32", (1,), memoryview(b"1234"))
+    with pytest.raises(PatchFormatError, match="more or less than pairs"):
+        Patch.load(rewritten(saved, change_tensors=lambda t: t | {"bias": entry}))
+
+
+@pytest.mark.parametrize("key", ["alpha", "network_alpha", "lora_alpha", "anything"])
+def test_header_keys_that_other_programs_would_read_are_refused(saved, key):
+    with pytest.raises(PatchFormatError, match="header disagrees"):
+        Patch.load(rewritten(saved, change_metadata=lambda m: m | {key: "4"}))
+
+
+def test_a_patched_manifest_has_another_id(patches, saved):
+    def approve(metadata):
+        return metadata | {MANIFEST_KEY: metadata[MANIFEST_KEY].replace("TICKET-1", "TICKET-2")}
+
+    assert Patch.load(rewritten(saved, change_metadata=approve)).id != patches[0].id
+
+
+def test_an_unknown_schema_names_what_to_install(saved):
+    def future(metadata):
+        return metadata | {MANIFEST_KEY: json.dumps(json.loads(metadata[MANIFEST_KEY]) | {"schema_version": 2})}
+
+    with pytest.raises(UnsupportedSchema, match="schema 2") as caught:
+        Patch.load(rewritten(saved, change_metadata=future))
+    assert "pip install 'diffusion-hotfix>" in caught.value.hint
+
+
+def test_a_pickle_by_another_name_is_refused(tmp_path):
+    path = tmp_path / "patch.safetensors"
+    torch.save({"a": torch.zeros(1)}, path)
+    with pytest.raises(PatchFormatError, match="pickle or a zip"):
+        Patch.load(path)
+
+
+def test_a_foreign_lora_is_refused(tmp_path):
+    save_file({"unet.a.lora_A.weight": torch.zeros(1, 2)}, tmp_path / "style.safetensors")
+    with pytest.raises(PatchFormatError, match="no hotfix manifest"):
+        Patch.load(tmp_path / "style.safetensors")
+
+
+def test_neither_pictures_nor_their_names_nor_paths_are_in_the_file(saved, tmp_path):
+    raw = saved.read_bytes()
+    for secret in (b"one.png", b"forget/", str(tmp_path).encode(), b"/tmp"):
+        assert secret not in raw
+
+
+def test_the_manifest_round_trips_as_text(patches):
+    assert Manifest.parse(patches[0].raw).text() == patches[0].raw

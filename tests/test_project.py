@@ -1,0 +1,72 @@
+"""What the one-sided projection promises, over random gradients of every size and scale."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchjd.aggregation import PCGrad
+
+from hotfix.project import hold, project
+
+
+@st.composite
+def gradient_pairs(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    size = draw(st.integers(1, 200))
+    g, r = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    return g * 10 ** draw(st.floats(-4, 4)), r * 10 ** draw(st.floats(-4, 4))
+
+
+def assert_agrees(projected, direction, g):
+    """Up to rounding, which is relative to the gradient that went in."""
+    assert projected @ direction >= -1e-9 * g.norm() * direction.norm()
+
+
+@given(gradient_pairs())
+def test_never_opposes_retain(pair):
+    g, r = pair
+    assert_agrees(project(g, onto=r), r, g)
+
+
+@given(gradient_pairs())
+def test_identity_without_conflict(pair):
+    g, r = pair
+    r = r if g @ r >= 0 else -r
+    assert torch.equal(project(g, onto=r), g)
+
+
+@given(gradient_pairs())
+def test_idempotent(pair):
+    g, r = pair
+    once = project(g, onto=r)
+    torch.testing.assert_close(project(once, onto=r), once, rtol=1e-6, atol=1e-9 * float(g.norm()))
+
+
+@given(gradient_pairs())
+def test_still_descends_the_forget_loss(pair):
+    g, r = pair
+    assert_agrees(project(g, onto=r), g, g)
+
+
+@given(gradient_pairs(), st.floats(1e-3, 1e3))
+def test_indifferent_to_the_scale_of_retain(pair, scale):
+    g, r = pair
+    torch.testing.assert_close(project(g, onto=r), project(g, onto=scale * r))
+
+
+@given(gradient_pairs())
+def test_zero_retain_gradient_changes_nothing(pair):
+    g, _ = pair
+    assert torch.equal(project(g, onto=torch.zeros_like(g)), g)
+
+
+@given(gradient_pairs())
+def test_both_sides_together_are_torchjds_pcgrad(pair):
+    g, r = pair
+    ours = project(g, onto=r) + project(r, onto=g)
+    torch.testing.assert_close(ours, PCGrad()(torch.stack([g, r])), rtol=1e-6, atol=1e-9 * float(g.norm() + r.norm()))
+
+
+@given(gradient_pairs())
+def test_a_held_step_never_climbs_the_retain_loss(pair):
+    step, r = pair
+    assert hold(step, onto=r) @ r <= 1e-9 * step.norm() * r.norm()
