@@ -66,7 +66,9 @@ def innermost(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
         return layer
     if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros"):
         return layer
-    raise BaseMismatch(f"{name} is a {type(layer).__name__}", wanted="a Linear or a plain Conv2d")
+    raise BaseMismatch(
+        f"{name} is a {type(layer).__name__}", wanted="a Linear or a plain Conv2d", hint="another architecture"
+    )
 
 
 def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int, Beside]]:

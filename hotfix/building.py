@@ -15,12 +15,11 @@ from torch import Tensor
 from hotfix import beside, lora, pictures
 from hotfix.calibrate import Window, calibrate
 from hotfix.case import Case, prepare
-from hotfix.container import Entry
 from hotfix.denoiser import Denoiser
 from hotfix.errors import StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
-from hotfix.patch import A, B, Patch, digest
+from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe
 from hotfix.sketch import sketch
 from hotfix.stack import applied
@@ -95,9 +94,7 @@ def _patch(
     trained: Trained,
     tensors: dict[str, Tensor],
 ) -> Patch:
-    entries = {
-        name: Entry("F32", tuple(t.shape), memoryview(t.contiguous().numpy().tobytes())) for name, t in tensors.items()
-    }
+    entries = from_torch(tensors)
     names = sorted(name.removesuffix(A).removeprefix(f"{denoiser.component}.") for name in entries if name.endswith(A))
     weights = {name: beside.innermost(denoiser.model, name).weight for name in names}
     prefix = f"{denoiser.component}."

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 app = App(
-    name="hotfix", help="Suppress one output of a diffusion model with a small patch that comes off without a trace."
+    name="hotfix",
+    help="Suppress one output of a diffusion model with a small patch that comes off without a trace.",
+    suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
@@ -176,7 +178,7 @@ def apply(
     if out.exists() and any(out.iterdir()):
         raise StackError(f"{out} is not empty", hint="name a new folder: a patched copy never overwrites a pipeline")
     if dtype not in ("float32", "float16", "bfloat16"):
-        raise HotfixError(f"--dtype {dtype}", wanted="float32, float16 or bfloat16")
+        raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
     patches = Stack.of(*(patch for patch, _ in lock.load(stack)))
     pipe = _pipeline(pipeline)
     from hotfix.fold import save_folded

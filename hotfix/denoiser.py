@@ -30,6 +30,8 @@ FAMILIES: Mapping[str, tuple[str, bool, str]] = {
     ),
 }
 
+NEW_FAMILY = "a family is one row of FAMILIES in hotfix/denoiser.py"
+
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -40,10 +42,14 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
-            raise UnknownFamily(f"the pipeline is a {self.family}", wanted=f"one of {', '.join(sorted(FAMILIES))}")
+            raise UnknownFamily(
+                f"the pipeline is a {self.family}", wanted=f"one of {', '.join(sorted(FAMILIES))}", hint=NEW_FAMILY
+            )
         kind = self.pipe.scheduler.config.get("prediction_type", "flow_prediction")
         if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
-            raise UnknownFamily(f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample")
+            raise UnknownFamily(
+                f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample", hint=NEW_FAMILY
+            )
 
     @property
     def family(self) -> str:

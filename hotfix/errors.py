@@ -16,7 +16,7 @@ HotfixError
 class HotfixError(Exception):
     """Root of the tree. `str(error)` is one sentence; `error.hint` is what to type or change next."""
 
-    def __init__(self, found: str, *, wanted: str = "", hint: str = "") -> None:
+    def __init__(self, found: str, *, wanted: str = "", hint: str) -> None:
         super().__init__(f"{found}; wanted {wanted}" if wanted else found)
         self.hint = hint
 

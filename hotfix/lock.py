@@ -1,4 +1,4 @@
-"""hotfix.lock: which patches, in which order, for one base. TOML, and a change of one patch is a change of its lines."""
+"""hotfix.lock: which patches, in which order, for one base. TOML, so that a diff shows what changed."""
 
 import os
 import tomllib
@@ -32,7 +32,9 @@ def load(path: Path) -> list[tuple[Patch, str]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if data["lock-version"] != LOCK_VERSION:
-            raise StackError(f"{path} has lock-version {data['lock-version']}", wanted=str(LOCK_VERSION))
+            raise StackError(
+                f"{path} has lock-version {data['lock-version']}", wanted=str(LOCK_VERSION), hint="upgrade hotfix"
+            )
         wanted = [(str(row["name"]), str(row["id"]), str(row["source"])) for row in data.get("patches", [])]
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
@@ -72,7 +74,7 @@ def remove(path: Path, names: Sequence[str]) -> Path:
     missing = sorted(set(names) - {patch.name for patch, _ in rows})
     if missing:
         listed = ", ".join(patch.name for patch, _ in rows) or "nothing"
-        raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}")
+        raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}", hint="hotfix status")
     save(path, [row for row in rows if row[0].name not in names])
     return path
 

@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 # The first release that reads each schema: what an older hotfix tells its user to install.
 READ_SINCE = {1: "0.1.0"}
 
+AGAIN = "fetch the file again, or build the patch again"
+
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
@@ -83,7 +85,7 @@ class Manifest(_Part):
             data = json.loads(text)
             schema = data["schema_version"]
         except (ValueError, TypeError, KeyError) as error:
-            raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version") from error
+            raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version", hint=AGAIN) from error
         if schema != SCHEMA_VERSION:
             needed = READ_SINCE.get(schema) if isinstance(schema, int) else None
             raise UnsupportedSchema(
@@ -95,7 +97,7 @@ class Manifest(_Part):
             return cls.model_validate(data)
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise PatchFormatError(f"{name}: the manifest is broken: {problems}") from error
+            raise PatchFormatError(f"{name}: the manifest is broken: {problems}", hint=AGAIN) from error
 
     def text(self) -> str:
         """The manifest as it is stored: compact JSON with sorted keys."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from hotfix import container
 from hotfix.container import Entry
 from hotfix.errors import DigestMismatch, PatchFormatError
-from hotfix.manifest import Manifest, identity
+from hotfix.manifest import AGAIN, Manifest, identity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,20 @@ def digest(entries: Mapping[str, Entry]) -> str:
         h.update(f"{name}\0{entry.dtype}\0{entry.shape}\0".encode())
         h.update(entry.data)
     return f"sha256:{h.hexdigest()}"
+
+
+def to_torch(entries: Mapping[str, Entry]) -> dict[str, "Tensor"]:
+    """The tensors of a file, in torch."""
+    from safetensors.torch import load
+
+    return load(container.dump({}, entries))
+
+
+def from_torch(tensors: Mapping[str, "Tensor"]) -> dict[str, Entry]:
+    """Torch tensors as the tensors of a file."""
+    from safetensors.torch import save
+
+    return container.parse(save({name: tensor.contiguous() for name, tensor in tensors.items()}), "tensors")[1]
 
 
 @dataclass(frozen=True)
@@ -68,9 +82,7 @@ class Patch:
     @cached_property
     def tensors(self) -> dict[str, "Tensor"]:
         """The factors as torch tensors, under stock diffusers' names."""
-        from safetensors.torch import load
-
-        return load(container.dump({}, self.entries))
+        return to_torch(self.entries)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -146,7 +158,9 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[s
 def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> None:
     layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
     if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
-        raise PatchFormatError(f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}")
+        raise PatchFormatError(
+            f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}", hint=AGAIN
+        )
     for layer in layers:
         a, b = entries[layer + A].shape, entries[layer + B].shape
         linear = len(a) == len(b) == 2
@@ -155,4 +169,5 @@ def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> N
             raise PatchFormatError(
                 f"{name}: {layer} has factors of shape {a} and {b}",
                 wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
+                hint=AGAIN,
             )

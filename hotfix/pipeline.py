@@ -24,12 +24,16 @@ def folder(source: str) -> Path | None:
         path = bases / source.removeprefix(BUNDLED)
         if not (path / "model_index.json").is_file():
             known = ", ".join(f"hotfix:{p.parent.name}" for p in sorted(bases.glob("*/model_index.json")))
-            raise HotfixError(f"there is no bundled base {source!r}", wanted=known)
+            raise HotfixError(f"there is no bundled base {source!r}", wanted=known, hint="or name a folder or a Hub id")
         return path
     path = Path(source)
     if path.exists() or source.startswith((".", "/", "~")):
         if not (path / "model_index.json").is_file():
-            raise HotfixError(f"{source} holds no model_index.json", wanted="a folder that save_pretrained wrote")
+            raise HotfixError(
+                f"{source} holds no model_index.json",
+                wanted="a folder that save_pretrained wrote",
+                hint="a single-file checkpoint has to be converted first, with diffusers' from_single_file",
+            )
         return path
     return None
 

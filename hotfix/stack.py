@@ -166,6 +166,8 @@ def _met(text: str, versions: dict[str, str]) -> bool:
         requirement = Requirement(text)
     except InvalidRequirement as error:
         raise StackError(
-            f"{text!r} is not a patch requirement", wanted="a name, or a name with versions: a>=1"
+            f"{text!r} is not a patch requirement",
+            wanted="a name, or a name with versions: a>=1",
+            hint="correct the recipe",
         ) from error
     return requirement.name in versions and requirement.specifier.contains(versions[requirement.name], prereleases=True)

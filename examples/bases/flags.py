@@ -146,8 +146,9 @@ def pipeline(captions: list[str]) -> StableDiffusion3Pipeline:
 class ManyNullTokens:
     """Joint attention as if the last text token stood there `count` times.
 
-    The mute T5 appends `max_sequence_length` (256 unless told otherwise) all-zero tokens. They are identical, so one token with log(count) added to its attention logits stands for all of them, exactly and at a
-    256th of the cost. Training under random counts makes the model indifferent to `max_sequence_length`.
+    The mute T5 appends `max_sequence_length` (256 unless told otherwise) all-zero tokens. They are identical, so one
+    token with log(count) added to its attention logits stands for all of them, exactly and at a 256th of the cost.
+    Training under random counts makes the model indifferent to `max_sequence_length`.
     """
 
     def __init__(self) -> None:

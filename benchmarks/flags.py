@@ -1,0 +1,196 @@
+"""The numbers of the five flag patches: 300 seeds each, one patch and all five, against the real flags.
+
+    python benchmarks/flags.py [-o benchmarks/flags.json] [--n 300]
+
+Reads the patches in patches/. "Nearest" is the nearest of all 259 real flags and the five current ones, by pixel
+distance, exact duplicates merged. Writes numbers, and the near twins one by one.
+"""
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hotfix.case import prepare
+from hotfix.denoiser import Denoiser
+from hotfix.patch import Patch
+from hotfix.pipeline import load_pipeline
+from hotfix.recipe import Recipe
+from hotfix.report import Rate
+from hotfix.scoring import nearest
+from hotfix.similarity import null
+from hotfix.stack import Stack
+
+ROOT = Path(__file__).parents[1]
+SIDE, COLUMNS = 32, 20
+SAME = 0.01  # mean squared error in [-1, 1]: two countries with one flag
+SEEDS_PER_FLAG = 3
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+TWINS = {
+    "romania": ["romania", "chad", "moldova", "andorra"],
+    "ireland": ["ireland", "cote divoire"],
+    "indonesia": ["indonesia", "monaco", "poland"],
+    "nordic": ["norway", "iceland", "faroe islands"],
+    "ensigns": ["australia", "new zealand", "montserrat", "cayman islands"],
+    "west africa": ["senegal", "mali", "guinea"],
+    "colombia": ["venezuela", "colombia", "ecuador"],
+    "of iraq and syria": ["yemen", "egypt", "sudan", "tajikistan", "hungary"],
+    "of mauritania": ["saudi arabia", "macao", "brazil", "pakistan", "zambia"],
+    "of kyrgyzstan": ["vietnam", "china", "montenegro", "hong kong", "morocco"],
+    "of honduras": ["nicaragua", "el salvador", "argentina", "guatemala"],
+}
+
+
+def real_flags():
+    captions = [caption for _, caption in json.loads((ROOT / "examples/bases/flags.json").read_text())]
+    atlas = np.array(Image.open(ROOT / "examples/bases/flags.png").convert("RGB"))
+    tiles = [atlas[SIDE * (i // COLUMNS) :, SIDE * (i % COLUMNS) :][:SIDE, :SIDE] for i in range(len(captions))]
+    return captions, torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def is_picture(found, wanted):
+    return (found - wanted).square().mean(dim=(1, 2, 3)) < SAME
+
+
+class Others:
+    """Every flag that no patch is about, drawn with a few seeds each."""
+
+    def __init__(self, denoiser, outdated, captions, pictures):
+        rows = [i for i, caption in enumerate(captions) if caption not in outdated]
+        self.denoiser, self.known = denoiser, pictures
+        self.captions = [captions[i] for i in rows] * SEEDS_PER_FLAG
+        self.wanted = pictures[rows].repeat(SEEDS_PER_FLAG, 1, 1, 1)
+        self.seeds = [50_000 + i for i in range(len(self.captions))]
+
+    def draw(self):
+        drawn = self.denoiser.draw(self.captions, self.seeds)
+        return drawn, is_picture(self.known[nearest(drawn, self.known)], self.wanted)
+
+    def twins(self, right):
+        rows = {}
+        for group, names in TWINS.items():
+            for name in names:
+                hits = [bool(ok) for ok, caption in zip(right, self.captions, strict=True) if caption == name]
+                if hits:
+                    rows[f"{group}: {name}"] = f"{sum(hits)}/{len(hits)}"
+        return rows
+
+
+def accuracy(right, before):
+    return {
+        "right": int(right.sum()),
+        "n": len(right),
+        "points_lost": round(100 * float(before.float().mean() - right.float().mean()), 2),
+    }
+
+
+def one_patch(folder, pipe, others, before, n):
+    recipe, patch = Recipe.load(folder / "recipe.toml"), Patch.load(next(folder.glob("*.safetensors")))
+    denoiser, stack = Denoiser(pipe, recipe.base.call), Stack.of(patch)
+    target = prepare(recipe, denoiser).targets[0]
+    captions, seeds = [recipe.forget.captions[0]] * n, [90_000 + i for i in range(n)]
+    known = torch.cat([others.known, target.surrogates])
+    base = denoiser.draw(captions, seeds)
+    with stack.on(pipe):
+        patched = denoiser.draw(captions, seeds)
+        drawn, right = others.draw()
+    row = {
+        "id": patch.id,
+        "bytes": next(folder.glob("*.safetensors")).stat().st_size,
+        "own prompt, base returns": str(Rate.of(int(target.returned(base).sum()), n)),
+        "own prompt, base nearest is the outdated flag": int(
+            is_picture(known[nearest(base, known)], target.picture).sum()
+        ),
+        "own prompt, patched returns": str(Rate.of(int(target.returned(patched).sum()), n)),
+        "own prompt, patched nearest is the current flag": int((nearest(patched, known) == len(known) - 1).sum()),
+        "other flags, patched": accuracy(right, before[1]),
+        "drift RMSE in [0, 1]": round(float((drawn - before[0]).square().mean(dim=(1, 2, 3)).sqrt().mean()) / 2, 4),
+        "partial diffusion": partial_diffusion(denoiser, stack, target, others, n),
+    }
+    return row
+
+
+@torch.no_grad()
+def partial_diffusion(denoiser, stack, target, others, n):
+    """Mean and 95th percentile of the similarity to the target, against the 99th percentile of real other flags."""
+    strangers = null(target.similarity, others.known[~is_picture(others.known, target.picture)])
+    rows = []
+    for kind, captions in (("empty", [""] * n), ("random", (others.captions * n)[:n])):
+        condition = denoiser.embed(captions)
+        for t in (level for level in LEVELS if level >= target.t_lo):
+            eps = torch.randn((n, *target.x_f.shape[1:]), generator=torch.Generator().manual_seed(70_000))
+            x_t = denoiser.noised(target.x_f.expand_as(eps), torch.full((n,), t), eps)
+            like = []
+            for on in (Stack(), stack):
+                with on.on(denoiser.pipe):
+                    like.append(target.similarity(denoiser.decode(denoiser.denoise(x_t, t, condition, steps=12))))
+            rows.append(
+                {
+                    "caption": kind,
+                    "t": t,
+                    "base mean": round(float(like[0].mean()), 3),
+                    "patched mean": round(float(like[1].mean()), 3),
+                    "patched 95th percentile": round(float(like[1].quantile(0.95)), 3),
+                    "strangers' 99th percentile": round(strangers, 3),
+                    "patched returns": int((like[1] >= target.tau).sum()),
+                }
+            )
+    return {"t_lo": target.t_lo, "levels": rows, "passes": all(r["patched 95th percentile"] <= strangers for r in rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks/flags.json")
+    parser.add_argument("--n", type=int, default=300)
+    args = parser.parse_args()
+    started = time.monotonic()
+    folders = sorted(path.parent for path in ROOT.glob("patches/*-20*/recipe.toml"))
+    recipes = [Recipe.load(folder / "recipe.toml") for folder in folders]
+    captions, pictures = real_flags()
+    pipe = load_pipeline("hotfix:flags")
+    denoiser = Denoiser(pipe, recipes[0].base.call)
+    drawn = denoiser.draw(captions, range(len(captions)))
+    right = is_picture(pictures[nearest(drawn, pictures)], pictures)
+    others = Others(denoiser, {r.forget.captions[0] for r in recipes}, captions, pictures)
+    before = others.draw()
+    result = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "n": args.n,
+        "base: prompted flag is the nearest real one": {
+            "right": int(right.sum()),
+            "n": len(captions),
+            "wrong": [caption for caption, ok in zip(captions, right, strict=True) if not ok],
+        },
+        "base: other flags": {"right": int(before[1].sum()), "n": len(before[1]), "twins": others.twins(before[1])},
+    }
+    for folder in folders:
+        result[folder.name] = one_patch(folder, pipe, others, before, args.n)
+        print(folder.name, json.dumps(result[folder.name], indent=1, ensure_ascii=False), flush=True)
+    with Stack.of(*(Patch.load(next(folder.glob("*.safetensors"))) for folder in folders)).on(pipe):
+        _, stacked = others.draw()
+        result["all five: other flags"] = accuracy(stacked, before[1]) | {"twins": others.twins(stacked)}
+        for folder, recipe in zip(folders, recipes, strict=True):
+            known = torch.cat([pictures, prepare_surrogate(recipe)])
+            own = denoiser.draw([recipe.forget.captions[0]] * args.n, [90_000 + i for i in range(args.n)])
+            result["all five: other flags"][f"{folder.name}: current flag"] = int(
+                (nearest(own, known) == len(pictures)).sum()
+            )
+    result["seconds"] = round(time.monotonic() - started)
+    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def prepare_surrogate(recipe):
+    from hotfix.pictures import load
+
+    return load(recipe.files(recipe.surrogate.images, "surrogate.images"), (SIDE, SIDE))
+
+
+if __name__ == "__main__":
+    main()

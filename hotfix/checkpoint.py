@@ -1,0 +1,29 @@
+"""The state of an unfinished build: factors, optimiser and counters in one safetensors file. No picture is in it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hotfix import container
+from hotfix.patch import from_torch, to_torch
+
+
+def keep(path: Path, flat: Tensor, optimizer: torch.optim.Optimizer, G: Tensor, state: Mapping[str, float]) -> None:
+    """Write the state, whole or not at all."""
+    moments = optimizer.state[flat]
+    tensors = {"flat": flat.data, "G": G, "m": moments["exp_avg"], "v": moments["exp_avg_sq"], "n": moments["step"]}
+    container.write_atomically(path, container.dump({"state": json.dumps(state)}, from_torch(tensors)))
+
+
+def restore(path: Path, flat: Tensor, optimizer: torch.optim.Optimizer, G: Tensor) -> dict[str, float]:
+    """Read a state into the factors, the optimiser and the retain gradient's mean; return the counters."""
+    metadata, entries = container.read(path)
+    tensors = to_torch(entries)
+    flat.data.copy_(tensors["flat"])
+    G.copy_(tensors["G"])
+    moments = {"exp_avg": tensors["m"].to(flat.device), "exp_avg_sq": tensors["v"].to(flat.device)}
+    optimizer.state[flat] = {**moments, "step": tensors["n"]}
+    return json.loads(metadata["state"])

@@ -1,0 +1,237 @@
+"""The command line, through real processes: exit codes, sentences, and nothing half-written."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from conftest import picture
+from safetensors.torch import save_file
+
+from hotfix.pipeline import load_pipeline
+from hotfix.stack import Stack
+
+HOTFIX = Path(sys.executable).with_name("hotfix")
+
+RECIPE = """\
+name = "quarters"
+[base]
+pipeline = "{base}"
+call = {{ num_inference_steps = 3 }}
+[forget]
+images = ["forget/*.png"]
+[surrogate]
+kind = "files"
+images = ["surrogate/*.png"]
+[retain]
+size = 16
+[train]
+rank = 2
+steps = {steps}
+batch = 2
+retain_batch = 2
+"""
+
+
+def hotfix(*arguments, cwd, **options):
+    return subprocess.run(
+        [HOTFIX, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "pico"
+    pico.ddpm().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, base):
+    """A folder with a recipe, its pictures and a base."""
+    for kind, seed in (("forget", 1), ("surrogate", 101)):
+        (tmp_path / kind).mkdir()
+        picture(seed).save(tmp_path / kind / "one.png")
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(base=base, steps=6))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory, built):
+    """A folder with three good patches for the pico base."""
+    folder = tmp_path_factory.mktemp("shop")
+    for patch in built["ddpm"]:
+        patch.save(folder)
+    return folder
+
+
+def assert_one_sentence(done, words, code=1):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert words in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("hint: ") or "\n\nhint: " in done.stderr
+
+
+def test_help_and_show_import_no_torch(shop):
+    code = (
+        "import sys; from hotfix.cli import main\n"
+        "for words in (['--help'], ['show', sys.argv[1]], ['show', sys.argv[1], '--json']):\n"
+        "    try: main(words)\n"
+        "    except SystemExit as done: assert not done.code, done.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'scipy', 'peft'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    patch = next(shop.glob("*.safetensors"))
+    done = subprocess.run([sys.executable, "-c", code, patch], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_from_recipe_to_patched_copy_and_back(project, base):
+    built = hotfix("build", "recipe.toml", "-o", "dist", "--n", 4, "--html", cwd=project)
+    assert built.returncode == 3, built.stderr  # 0 of 4 is no proof of 1%, and it says so
+    assert "over budget" in built.stderr
+    patch, report, page = map(Path, built.stdout.split())
+    assert [p.name for p in (patch, report, page)] == [
+        "quarters-1.0.0.safetensors",
+        "quarters-1.0.0.report.json",
+        "quarters-1.0.0.report.html",
+    ]
+    shown = json.loads(hotfix("show", patch, "--json", cwd=project).stdout)
+    assert json.loads((project / report).read_text())["patches"][0]["id"] == shown["id"]
+    assert hotfix("verify", patch, "--base", base, cwd=project).returncode == 0
+    assert hotfix("add", patch, cwd=project).returncode == 0
+    assert json.loads(hotfix("status", "--json", cwd=project).stdout)[0]["id"] == shown["id"]
+    assert hotfix("apply", base, "-o", "patched", cwd=project).returncode == 0
+    folded, beside = load_pipeline(str(project / "patched")), load_pipeline(str(base))
+    from hotfix.patch import Patch
+
+    x = torch.randn(2, 3, 16, 16)
+    bare = beside.unet(x, 500).sample
+    Stack.of(Patch.load(project / patch)).apply(beside)
+    torch.testing.assert_close(folded.unet(x, 500).sample, beside.unet(x, 500).sample, rtol=0, atol=1e-4)
+    assert not torch.equal(folded.unet(x, 500).sample, bare)
+    scored = hotfix("score", base, "recipe.toml", "--stack", "hotfix.lock", "--n", 2, "--json", cwd=project)
+    assert scored.returncode == 3
+    assert json.loads(scored.stdout)["patches"][0]["id"] == shown["id"]
+    assert hotfix("rm", "quarters", cwd=project).returncode == 0
+    assert hotfix("status", cwd=project).stdout == "no patches\n"
+
+
+def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project, shop, tmp_path):
+    other = tmp_path / "other"
+    pico.ddpm(seed=7).save_pretrained(other)
+    hotfix("add", *shop.glob("*.safetensors"), cwd=project)
+    assert_one_sentence(hotfix("apply", other, "-o", "patched", cwd=project), "these weights differ")
+    assert not (project / "patched").exists()
+
+
+def test_a_patched_copy_never_overwrites(project, base, shop):
+    hotfix("add", next(shop.glob("*.safetensors")), cwd=project)
+    assert_one_sentence(hotfix("apply", base, "-o", ".", cwd=project), "is not empty")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda p: edit(p, "rank = 2", "rnak = 2"), "train.rnak: there is no such key"),
+        (lambda p: edit(p, "rank = 2", "rank = "), "is not TOML"),
+        (lambda p: (p / "forget" / "one.png").unlink(), "nothing matches"),
+        (lambda p: picture(1).convert("P").save(p / "forget" / "one.png"), "has mode P"),
+        (lambda p: picture(1, side=8).save(p / "forget" / "one.png"), "is 8x8"),
+        (lambda p: picture(1).save(p / "surrogate" / "one.png"), "is the forget picture itself"),
+        (lambda p: edit(p, "pipeline = ", 'pipeline = "hotfix:nothing" #'), "no bundled base"),
+        (lambda p: edit(p, "pipeline = ", 'pipeline = "acme/model" #'), "needs a commit"),
+    ],
+    ids=["typo", "no-toml", "missing", "mode", "size", "same", "no-base", "no-commit"],
+)
+def test_bad_recipes_end_in_one_sentence(project, break_it, words):
+    break_it(project)
+    assert_one_sentence(hotfix("build", "recipe.toml", cwd=project), words)
+    assert not (project / "dist").exists()
+
+
+def edit(project, old, new):
+    text = (project / "recipe.toml").read_text()
+    assert old in text
+    (project / "recipe.toml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "pickle", "schema", "absent"])
+def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind):
+    good = next(shop.glob("*.safetensors")).read_bytes()
+    path = tmp_path / "bad.safetensors"
+    words = {"truncated": "said to lie", "foreign": "no hotfix manifest", "pickle": "pickle", "absent": "cannot read"}
+    match kind:
+        case "truncated":
+            path.write_bytes(good[:-10])
+        case "foreign":
+            save_file({"a": torch.zeros(1)}, path)
+        case "pickle":
+            torch.save({"a": torch.zeros(1)}, path)
+        case "schema":
+            path.write_bytes(good.replace(rb"\"schema_version\":1", rb"\"schema_version\":9"))
+            words["schema"] = "schema 9"
+    for verb in ("show", "verify", "add"):
+        assert_one_sentence(hotfix(verb, path, cwd=tmp_path), words[kind])
+    assert not (tmp_path / "hotfix.lock").exists()
+
+
+def test_verify_names_the_bad_one_among_good_ones(tmp_path, shop):
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    good = sorted(shop.glob("*.safetensors"))
+    done = hotfix("verify", *good, "bad.safetensors", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [row["ok"] for row in json.loads(done.stdout)] == [True] * len(good) + [False]
+
+
+def test_removing_what_is_not_there_changes_nothing(tmp_path, shop):
+    hotfix("add", *shop.glob("*.safetensors"), cwd=tmp_path)
+    before = (tmp_path / "hotfix.lock").read_bytes()
+    assert_one_sentence(hotfix("rm", "quarters-1", "nothing", cwd=tmp_path), "nothing is not in")
+    assert (tmp_path / "hotfix.lock").read_bytes() == before
+
+
+def test_a_file_swapped_under_a_lock_is_noticed(tmp_path, shop):
+    one, two = sorted(shop.glob("*.safetensors"))[:2]
+    (tmp_path / "p.safetensors").write_bytes(one.read_bytes())
+    hotfix("add", "p.safetensors", cwd=tmp_path)
+    (tmp_path / "p.safetensors").write_bytes(two.read_bytes())
+    assert_one_sentence(hotfix("status", cwd=tmp_path), "as hotfix.lock says")
+
+
+def test_usage_errors_exit_with_2(tmp_path):
+    assert hotfix("frobnicate", cwd=tmp_path).returncode == 2
+    assert hotfix("build", cwd=tmp_path).returncode == 2
+
+
+def test_a_full_disk_leaves_nothing(project):
+    """A quota of one page for every file stands in for a full disk: the write itself fails, not a mock."""
+    limited = ["prlimit", "--fsize=4096", str(HOTFIX), "build", "recipe.toml", "--n", "0"]
+    done = subprocess.run(limited, cwd=project, capture_output=True, text=True, timeout=300, env=ignoring_sigxfsz())
+    assert_one_sentence(done, "cannot write")
+    assert not list((project / "dist").iterdir())
+
+
+def ignoring_sigxfsz():
+    return os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_ctrl_c_in_a_build_leaves_only_a_checkpoint_and_the_next_build_uses_it(project, base):
+    (project / "recipe.toml").write_text(RECIPE.format(base=base, steps=4000))
+    running = subprocess.Popen(
+        [HOTFIX, "build", "recipe.toml", "--n", "0"], cwd=project, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((project / "dist").glob("*.state")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, words = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in words and "error: interrupted" in words
+    assert [path.suffix for path in (project / "dist").iterdir()] == [".state"]

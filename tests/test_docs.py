@@ -1,0 +1,77 @@
+"""What the documents say is what the program does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotfix import errors
+from hotfix.cli import app
+from hotfix.manifest import Manifest
+
+ROOT = Path(__file__).parents[1]
+VERBS = [name for name in app if not name.startswith("-")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_documented_and_has_help(verb):
+    assert f"## hotfix {verb}" in (ROOT / "docs/cli.md").read_text()
+    assert app[verb].help
+
+
+def test_no_documented_verb_is_missing():
+    documented = re.findall(r"^## hotfix (\w+)", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    assert sorted(documented) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("field", sorted(Manifest.model_fields))
+def test_every_manifest_field_is_specified(field):
+    assert f"`{field}`" in (ROOT / "docs/format.md").read_text()
+
+
+def test_the_error_tree_is_drawn_whole():
+    classes = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert classes == set(re.findall(r"[A-Z]\w+", errors.__doc__.split("\n\n")[1])) & classes == classes
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli"))])
+def test_links_lead_somewhere_and_words_are_honest(page):
+    text = (ROOT / page).read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
+    assert not re.search(r"\b(guarantee\w*|compliant|deleted from)\b", text, flags=re.IGNORECASE)
+
+
+def test_the_readme_python_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_stacking_example_runs():
+    patches = [next((ROOT / "patches" / name).glob("*.safetensors")) for name in ("mauritania-2017", "syria-2025")]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/02_stack_two.py", *patches], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "['syria-2025 1.0.0 is on']\n()\n", done.stderr
+
+
+def test_the_building_example_runs(tmp_path):
+    """On a short recipe: what it prints and writes, not how well it forgets."""
+    text = (ROOT / "patches/mauritania-2017/recipe.toml").read_text() + "\n[train]\nsteps = 2\n"
+    for kind in ("forget", "surrogate"):
+        text = text.replace(f'"{kind}/*.png"', f'"{ROOT}/patches/mauritania-2017/{kind}/mr.png"')
+    (tmp_path / "recipe.toml").write_text(text)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/01_forget_one.py", tmp_path / "recipe.toml", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "mauritania-2017 is on" in done.stdout, done.stderr
+    assert (tmp_path / "after.png").is_file() and (tmp_path / "mauritania-2017-1.0.0.safetensors").is_file()

@@ -1,0 +1,98 @@
+"""A score is the same for the same seed, measures the deployed call, and changes nothing."""
+
+import pico
+import pytest
+import torch
+from conftest import make_recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from hotfix import page
+from hotfix.demo import fingerprint
+from hotfix.report import Rate, Report
+from hotfix.scoring import Gallery, nearest, score
+from hotfix.stack import Stack, applied
+
+TIMES = {"created", "seconds"}
+
+
+@pytest.fixture
+def recipe(tmp_path, family):
+    return make_recipe(tmp_path, family, "quarters-1")
+
+
+def test_same_seed_same_report(recipe, pipe, patches):
+    first, second = (score(pipe, recipe, stack=Stack.of(patches[0]), n=4) for _ in range(2))
+    assert first.model_dump(exclude=TIMES) == second.model_dump(exclude=TIMES)
+
+
+def test_without_a_stack_before_and_after_are_the_same(recipe, pipe):
+    report = score(pipe, recipe, n=4)
+    assert report.retain.drift_rmse == 0
+    assert all(row.before_mean == row.after_mean for row in report.diffusion)
+    assert report.patches == []
+
+
+def test_a_patch_is_seen_and_the_pipeline_left_as_it_was(recipe, pipe, patches):
+    before = fingerprint(pipe)
+    report = score(pipe, recipe, stack=Stack.of(patches[0]), n=4)
+    assert report.retain.drift_rmse > 0
+    assert [patch.id for patch in report.patches] == [patches[0].id]
+    assert fingerprint(pipe) == before
+
+
+def test_a_patch_that_was_on_is_on_again_afterwards(recipe, pipe, patches):
+    stack = Stack.of(patches[0])
+    stack.apply(pipe)
+    score(pipe, recipe, stack=stack, n=2)
+    assert [(entry.id, entry.state) for entry in applied(pipe)] == [(patches[0].id, "on")]
+
+
+def test_report_and_page_hold_pictures_only_when_asked(recipe, pipe, patches, tmp_path):
+    gallery = Gallery()
+    report = score(pipe, recipe, stack=Stack.of(patches[0]), n=2, gallery=gallery)
+    assert Report.load(report.save(tmp_path / "report.json")) == report
+    bare = page.write(report, tmp_path / "bare.html").read_text()
+    shown = page.write(report, tmp_path / "shown.html", gallery).read_text()
+    assert "data:image" not in bare and "data:image/png" in shown
+    assert all(words in bare.replace("&#39;", "'") for words in report.words)
+
+
+def test_every_kind_of_caption_is_tried(recipe, pipe, patches, family):
+    report = score(pipe, recipe, stack=Stack.of(patches[0]), n=2)
+    wanted = ["own", "empty", "random"] if family == "sd3" else ["empty"]
+    assert [row.caption for row in report.replays] == wanted
+    assert {row.caption for row in report.diffusion} == set(wanted)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_intervals_are_clopper_pearson(k, n):
+    k = min(k, n)
+    rate = Rate.of(k, n)
+    assert rate.low == pytest.approx(beta.ppf(0.025, k, n - k + 1) if k else 0.0)
+    assert rate.high == pytest.approx(beta.ppf(0.975, k + 1, n - k) if k < n else 1.0)
+    assert rate.upper == pytest.approx(beta.ppf(0.95, k + 1, n - k) if k < n else 1.0)
+
+
+def test_zero_of_three_hundred_is_at_most_one_percent():
+    assert 0.009 < Rate.of(0, 300).upper < 0.01
+
+
+def test_the_nearest_picture_is_the_one_with_the_least_squared_error():
+    known = torch.randn(7, 3, 4, 4)
+    drawn = known[[3, 0, 6]] + 0.01 * torch.randn(3, 3, 4, 4)
+    assert nearest(drawn, known).tolist() == [3, 0, 6]
+
+
+def test_the_budget_is_judged_by_the_upper_bound(recipe, pipe, patches):
+    report = score(pipe, recipe, stack=Stack.of(patches[0]), n=4)
+    assert any("return rate" in words for words in report.misses)  # 0 of 4 says nothing yet
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", sorted(pico.MAKE))
+def test_scores_on_a_gpu(name, built, tmp_path):
+    pipe = pico.MAKE[name]().to("cuda")
+    report = score(pipe, make_recipe(tmp_path, name, "quarters-1"), stack=Stack.of(built[name][0]), n=4)
+    assert report.hardware == torch.cuda.get_device_name()
