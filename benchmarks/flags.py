@@ -22,8 +22,7 @@ from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
 from hotfix.report import Rate
-from hotfix.scoring import nearest
-from hotfix.similarity import null
+from hotfix.similarity import nearest, null
 from hotfix.stack import Stack
 
 ROOT = Path(__file__).parents[1]

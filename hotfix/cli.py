@@ -143,7 +143,7 @@ def score(
     from hotfix.stack import Stack
 
     wanted = Recipe.load(recipe)
-    patches = Stack.of(*(patch for patch, _ in lock.load(stack))) if stack else Stack()
+    patches = Stack.load(stack) if stack else Stack()
     pipe = _pipeline(pipeline)
     from hotfix import page
     from hotfix.describe import summary
@@ -179,7 +179,7 @@ def apply(
         raise StackError(f"{out} is not empty", hint="name a new folder: a patched copy never overwrites a pipeline")
     if dtype not in ("float32", "float16", "bfloat16"):
         raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
-    patches = Stack.of(*(patch for patch, _ in lock.load(stack)))
+    patches = Stack.load(stack)
     pipe = _pipeline(pipeline)
     from hotfix.fold import save_folded
 
@@ -210,8 +210,8 @@ def rm(names: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Loc
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
     """What hotfix.lock lists, in order, and whether the files are still the ones that were locked."""
     rows = [
-        {"name": patch.name, "version": patch.version, "id": patch.id, "source": source}
-        for patch, source in lock.load(lock_file)
+        {"name": patch.name, "version": patch.version, "id": patch.id, "source": str(patch.source)}
+        for patch in lock.load(lock_file)
     ]
     text = "\n".join(f"{row['name']} {row['version']}  {row['id'][:19]}…  {row['source']}" for row in rows)
     console.data(rows, text or "no patches", json)

@@ -15,14 +15,18 @@ LOCK = "hotfix.lock"
 LOCK_VERSION = 1
 
 
-def save(path: Path, rows: Sequence[tuple[Patch, str]]) -> None:
-    """Write a lock of (patch, source) rows, in stack order. Sources are paths relative to the lock."""
-    entries = [{"name": p.name, "version": p.version, "id": p.id, "source": source} for p, source in rows]
+def save(path: Path, rows: Sequence[tuple[Patch, Path]]) -> Path:
+    """Write a lock of (patch, its file) rows, in stack order. Files are named relative to the lock."""
+    entries = [
+        {"name": patch.name, "version": patch.version, "id": patch.id, "source": _relative(file, path.parent)}
+        for patch, file in rows
+    ]
     text = tomli_w.dumps({"lock-version": LOCK_VERSION, "patches": entries})
     write_atomically(path, b"# Written by hotfix. Order is part of it.\n" + text.encode())
+    return path
 
 
-def load(path: Path) -> list[tuple[Patch, str]]:
+def load(path: Path) -> list[Patch]:
     """Read a lock and the patches it names, and compare their ids.
 
     Raises:
@@ -31,52 +35,45 @@ def load(path: Path) -> list[tuple[Patch, str]]:
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        if data["lock-version"] != LOCK_VERSION:
-            raise StackError(
-                f"{path} has lock-version {data['lock-version']}", wanted=str(LOCK_VERSION), hint="upgrade hotfix"
-            )
-        wanted = [(str(row["name"]), str(row["id"]), str(row["source"])) for row in data.get("patches", [])]
+        found = data["lock-version"]
+        rows = [(str(row["name"]), str(row["id"]), str(row["source"])) for row in data.get("patches", [])]
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
-    rows = []
-    for name, id_, source in wanted:
-        patch = Patch.load(path.parent / source)
-        if patch.id != id_:
-            raise StackError(
-                f"{source} is {patch.id[:19]}…",
-                wanted=f"{id_[:19]}…, as {path.name} says of {name}",
-                hint=f"if the new file is meant: hotfix rm {name}, then hotfix add {source}",
-            )
-        rows.append((patch, source))
-    return rows
+    if found != LOCK_VERSION:
+        raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
+    return [_locked(path, *row) for row in rows]
+
+
+def _locked(path: Path, name: str, id_: str, source: str) -> Patch:
+    patch = Patch.load(path.parent / source)
+    if patch.id != id_:
+        raise StackError(
+            f"{source} is {patch.id[:19]}…",
+            wanted=f"{id_[:19]}…, as {path.name} says of {name}",
+            hint=f"if the new file is meant: hotfix rm {name}, then hotfix add {source}",
+        )
+    return patch
 
 
 def add(path: Path, files: Sequence[Path]) -> Path:
     """Append patches to a lock, made if there is none; another version of a listed name takes its place."""
-    rows = load(path) if path.exists() else []
+    rows = {patch.name: patch for patch in (load(path) if path.exists() else [])}
     for file in files:
         patch = Patch.load(file)
-        row = (patch, _relative(file, path.parent))
-        names = [listed.name for listed, _ in rows]
-        if patch.name in names:
-            rows[names.index(patch.name)] = row
-        else:
-            rows.append(row)
-    save(path, rows)
-    return path
+        rows[patch.name] = patch
+    return save(path, [(patch, patch.source or path) for patch in rows.values()])
 
 
 def remove(path: Path, names: Sequence[str]) -> Path:
     """Take patches out of a lock. Raises StackError for a name that is not in it; then nothing is written."""
-    rows = load(path)
-    missing = sorted(set(names) - {patch.name for patch, _ in rows})
+    patches = load(path)
+    missing = sorted(set(names) - {patch.name for patch in patches})
     if missing:
-        listed = ", ".join(patch.name for patch, _ in rows) or "nothing"
+        listed = ", ".join(patch.name for patch in patches) or "nothing"
         raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}", hint="hotfix status")
-    save(path, [row for row in rows if row[0].name not in names])
-    return path
+    return save(path, [(patch, patch.source or path) for patch in patches if patch.name not in names])
 
 
 def _relative(file: Path, folder: Path) -> str:

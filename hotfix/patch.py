@@ -6,7 +6,7 @@ Reading and checking need no torch; `.tensors` does, and imports it when it is f
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -53,6 +53,7 @@ class Patch:
 
     raw: str  # the manifest exactly as stored: the thing that is hashed
     entries: Mapping[str, Entry]
+    source: Path | None = field(default=None, compare=False)  # the file it was read from
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -93,26 +94,8 @@ class Patch:
         """
         path = Path(path)
         metadata, entries = container.read(path)
-        return cls._checked(metadata, entries, str(path))
-
-    @classmethod
-    def _checked(cls, metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> Self:
-        if MANIFEST_KEY not in metadata:
-            raise PatchFormatError(
-                f"{name} is a safetensors file, but holds no hotfix manifest",
-                hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one",
-            )
-        manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
-        _check_factors(manifest.base.component, entries, name)
-        if metadata != header(manifest, metadata[MANIFEST_KEY], entries):
-            raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
-        if (found := digest(entries)) != manifest.digest:
-            raise DigestMismatch(
-                f"{name}: the tensors have {found[:19]}…",
-                wanted=f"{manifest.digest[:19]}…, as the manifest says",
-                hint="the file was changed after it was built; fetch it again",
-            )
-        return cls(metadata[MANIFEST_KEY], entries)
+        _check(metadata, entries, str(path))
+        return cls(metadata[MANIFEST_KEY], entries, path)
 
     def save(self, path: str | Path) -> Path:
         """Write `NAME-VERSION.safetensors` into a folder (or a file of your choice, ending in .safetensors).
@@ -153,6 +136,24 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[s
         }
         metadata[PEFT_KEY] = json.dumps(config, sort_keys=True)
     return metadata
+
+
+def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> None:
+    if MANIFEST_KEY not in metadata:
+        raise PatchFormatError(
+            f"{name} is a safetensors file, but holds no hotfix manifest",
+            hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one",
+        )
+    manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
+    _check_factors(manifest.base.component, entries, name)
+    if metadata != header(manifest, metadata[MANIFEST_KEY], entries):
+        raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
+    if (found := digest(entries)) != manifest.digest:
+        raise DigestMismatch(
+            f"{name}: the tensors have {found[:19]}…",
+            wanted=f"{manifest.digest[:19]}…, as the manifest says",
+            hint="the file was changed after it was built; fetch it again",
+        )
 
 
 def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> None:

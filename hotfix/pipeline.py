@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hotfix.errors import HotfixError
-from hotfix.recipe import Recipe
+from hotfix.recipe import Base, Recipe
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -38,11 +38,11 @@ def folder(source: str) -> Path | None:
     return None
 
 
-def load_pipeline(source: "str | Recipe", *, revision: str = "", dtype: Any = None) -> "DiffusionPipeline":
+def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: Any = None) -> "DiffusionPipeline":
     """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
 
     Args:
-        source: `hotfix:NAME`, a folder, a Hub id, or a recipe (then its base is loaded).
+        source: `hotfix:NAME`, a folder, a Hub id, a recipe or its `base`.
         revision: for a Hub id, the 40 hex digits of a commit.
         dtype: a torch dtype.
 
@@ -53,7 +53,9 @@ def load_pipeline(source: "str | Recipe", *, revision: str = "", dtype: Any = No
     from diffusers import DiffusionPipeline
 
     if isinstance(source, Recipe):
-        source, revision = source.base.pipeline, source.base.revision
+        source = source.base
+    if isinstance(source, Base):
+        source, revision = source.pipeline, source.revision
     local = folder(source)
     if local is None and not revision:
         raise HotfixError(

@@ -18,7 +18,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
 from hotfix.shapes import Pictures
-from hotfix.similarity import stranger
+from hotfix.similarity import nearest, stranger
 from hotfix.stack import Stack, applied
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -192,11 +192,6 @@ def _right(drawn: Pictures, own: Pictures, known: Pictures) -> Rate:
     """How many are nearest to the base's picture for their caption, or to one that looks the same (many flags do)."""
     found = known[nearest(drawn, known)]
     return Rate.of(int(((found - own).square().mean(dim=(1, 2, 3)).sqrt() / 2 < SAME_PICTURE).sum()), len(drawn))
-
-
-def nearest(drawn: Pictures, known: Pictures) -> Tensor:
-    """Index of the known picture nearest to each drawn one, by pixel distance, (B,)."""
-    return torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(dim=1)
 
 
 def _hardware(device: torch.device) -> str:

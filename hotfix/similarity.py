@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from hotfix.shapes import PerExample, Picture, Pictures
 
@@ -54,3 +55,8 @@ def stranger(picture: Picture) -> Picture:
     says how much of any picture survives that noise, memory aside.
     """
     return picture.flip(-1, -2)[[1, 2, 0]]
+
+
+def nearest(drawn: Pictures, known: Pictures) -> Tensor:
+    """Index of the known picture nearest to each drawn one, by pixel distance, (B,)."""
+    return torch.cdist(drawn.flatten(1), known.flatten(1)).argmin(dim=1)

@@ -6,12 +6,13 @@ A stack is a value and the pipeline is the only state. This file needs neither a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from packaging.requirements import InvalidRequirement, Requirement
 from torch import nn
 
-from hotfix import beside
+from hotfix import beside, lock
 from hotfix.beside import Factors
 from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.patch import A, B, Patch
@@ -38,6 +39,26 @@ class Stack:
     def of(cls, *patches: Patch) -> Self:
         """A stack of these patches, in this order."""
         return cls(tuple(patches))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the stack as a lock: names, versions, ids and order; the patches stay in their files.
+
+        Raises:
+            StackError: a patch that is not in a file yet.
+        """
+        for patch in self.patches:
+            if patch.source is None:
+                raise StackError(
+                    f"{patch.name} {patch.version} is in no file yet",
+                    hint="save it, and load it from there: Patch.load(patch.save('dist'))",
+                )
+        rows = [(patch, patch.source) for patch in self.patches if patch.source is not None]
+        return lock.save(Path(path), rows)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a lock and its patches. Raises StackError when one is no longer the patch that was locked."""
+        return cls(tuple(lock.load(Path(path))))
 
     def problems(self, pipe: Any) -> list[HotfixError]:
         """Everything that speaks against putting this stack on this pipeline; touches nothing."""

@@ -79,7 +79,7 @@ def train(
     def passes() -> float:
         worst = -1.0
         for target, window in zip(case.targets, windows, strict=True):
-            worst = max(worst, trial(denoiser, target, conditions, window, options.seed))
+            worst = max(worst, trial(denoiser, target, case.retain, conditions, window, options.seed))
         return worst
 
     while state["step"] < options.steps and state["passes"] < PASSES:

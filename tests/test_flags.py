@@ -16,7 +16,7 @@ from hotfix.patch import Patch
 from hotfix.pictures import to_images
 from hotfix.pipeline import load_pipeline, prompts
 from hotfix.recipe import Recipe
-from hotfix.scoring import nearest
+from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
 ROOT = Path(__file__).parents[1]

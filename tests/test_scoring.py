@@ -11,7 +11,8 @@ from scipy.stats import beta
 from hotfix import page
 from hotfix.demo import fingerprint
 from hotfix.report import Rate, Report
-from hotfix.scoring import Gallery, nearest, score
+from hotfix.scoring import Gallery, score
+from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
 TIMES = {"created", "seconds"}

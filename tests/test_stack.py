@@ -12,6 +12,7 @@ from hotfix import beside
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, StackError
+from hotfix.patch import Patch
 from hotfix.stack import Stack, applied
 
 
@@ -158,3 +159,16 @@ def test_all_problems_are_told_at_once(pipe, family, built):
         Stack.of(built[family][1], built[family][1], other).check(pipe)
     assert "quarters-2 is listed 2 times" in str(caught.value)
     assert "which the" in str(caught.value)
+
+
+def test_a_saved_stack_is_the_same_stack(patches, tmp_path):
+    stack = Stack.of(*(Patch.load(patch.save(tmp_path / "dist")) for patch in patches))
+    again = Stack.load(stack.save(tmp_path / "hotfix.lock"))
+    assert [patch.id for patch in again.patches] == [patch.id for patch in patches]
+    assert str(tmp_path) not in (tmp_path / "hotfix.lock").read_text()
+
+
+def test_a_patch_in_no_file_cannot_be_locked(patches, tmp_path):
+    with pytest.raises(StackError, match="in no file yet"):
+        Stack.of(patches[0]).save(tmp_path / "hotfix.lock")
+    assert not (tmp_path / "hotfix.lock").exists()

@@ -1,0 +1,87 @@
+"""Build every published patch again: the file, its report and its card, from the recipe beside them.
+
+python patches/make.py [NAME ...]
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import hotfix
+from hotfix import console
+from hotfix.describe import describe, summary
+
+HERE = Path(__file__).parent
+
+CARD = """\
+# {name} {version}
+
+{story}
+
+## How to use
+
+```python
+import hotfix
+pipe = hotfix.load_pipeline("{base}")
+hotfix.Stack.of(hotfix.Patch.load("patches/{name}/{file}")).apply(pipe)
+```
+
+## What it says of itself
+
+```text
+{facts}
+```
+
+## What was measured
+
+```text
+{summary}
+```
+
+Built in {seconds:.0f} s on {hardware}. Intervals are Clopper–Pearson, 95%; `report.json` has every number.
+
+## What this does and does not say
+
+{words}
+
+Attacks run: {run}. Not run: {not_run}.
+"""
+
+
+def make(name: str) -> None:
+    folder = HERE / name
+    recipe = hotfix.Recipe.load(folder / "recipe.toml")
+    pipe = hotfix.load_pipeline(recipe)
+    started = time.monotonic()
+    with console.bar() as progress:
+        patch = hotfix.build(recipe, pipe, progress=progress)
+    seconds = time.monotonic() - started
+    path = patch.save(folder)
+    report = hotfix.score(pipe, recipe, stack=hotfix.Stack.of(patch))
+    report.save(folder / "report.json")
+    card = CARD.format(
+        name=patch.name,
+        version=patch.version,
+        story=(folder / "recipe.toml").read_text().splitlines()[0].removeprefix("# "),
+        base=patch.manifest.base.repo,
+        file=path.name,
+        facts=describe(patch),
+        summary=summary(report),
+        seconds=seconds,
+        hardware=report.hardware,
+        words="\n".join(f"- {words}" for words in report.words),
+        run="; ".join(report.attacks_run),
+        not_run="; ".join(report.attacks_not_run),
+    )
+    (folder / "README.md").write_text(card)
+    print(f"{summary(report)}\n  built in {seconds:.0f} s, {path.stat().st_size} bytes", flush=True)
+
+
+def main() -> None:
+    console.quiet_libraries()
+    for name in sys.argv[1:] or sorted(path.parent.name for path in HERE.glob("*/recipe.toml")):
+        make(name)
+
+
+if __name__ == "__main__":
+    main()
