@@ -20,8 +20,8 @@ from hotfix.shapes import Latents, Picture
 from hotfix.similarity import Similarity, stranger
 
 GRID = 20  # noise levels t = 1/20, 2/20, …, 1
-NOISES = 16
-FLOOR = 0.02  # every level above t_lo is visited now and then
+NOISES = 8
+FLOOR = 1e-3  # no window is empty; more would drag towards x_s where the base turns away from x_f by itself
 
 
 @dataclass(frozen=True)

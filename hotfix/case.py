@@ -17,7 +17,7 @@ from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import Similarity, null, pixel, stranger, threshold
 
-BANK_STEPS = 12  # denoising steps for a retain picture: it is a place to stand on, not a print
+BANK_STEPS = 8  # denoising steps for a retain picture: it is a place to stand on, not a print
 MOST_PROMPTS = 512
 
 

@@ -14,7 +14,7 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 
-KINDS = {"own": 0.4, "empty": 0.3, "random": 0.3}  # shares of the forget rows
+KINDS = {"own": 0.4, "empty": 0.45, "random": 0.15}  # shares of the forget rows
 NEIGHBOURS = 32  # retain pictures nearest to a target: they drift first
 NEAR, BARE, STEADY, PURE_NOISE = 0.4, 0.4, 0.1, 0.15  # shares of the retain rows
 
@@ -50,7 +50,8 @@ def forget_loss(
         from_surrogate = kind == "own" and torch.rand((), generator=generator) < 0.5
         x.append(x_s if from_surrogate else one.x_f[0])
         target.append(x_s)
-        t.append(windows[which].sample(kind, 1, generator))
+        anywhere = 1 - torch.rand(1, generator=generator)  # down to t = 0: the base cannot finish a picture it never saw
+        t.append(anywhere if from_surrogate else windows[which].sample(kind, 1, generator))
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     return _endpoint_loss(denoiser, torch.stack(x), torch.stack(target), torch.cat(t), _stack(picked), generator)

@@ -70,9 +70,9 @@ class Train(_Section):
     rank: Annotated[int, Field(ge=1, le=256)] = 8
     steps: Annotated[int, Field(ge=1)] = 300
     seed: Annotated[int, Field(ge=0)] = 0
-    lr: Annotated[float, Field(gt=0)] = 2e-3
+    lr: Annotated[float, Field(gt=0)] = 4e-3
     batch: Annotated[int, Field(ge=1)] = 8
-    retain_batch: Annotated[int, Field(ge=1)] = 16
+    retain_batch: Annotated[int, Field(ge=1)] = 12
     retain_weight: Annotated[float, Field(ge=0)] = 1.0
     targets: str = ""
 

@@ -24,7 +24,7 @@ from hotfix.shapes import Flat
 from hotfix.trial import trial
 
 EMA = 0.9  # of the retain gradient: one batch of it is too noisy to project on
-TRIAL_EVERY = 25
+TRIAL_EVERY = 50
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
 STRONGEST = 1.25
