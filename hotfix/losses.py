@@ -50,7 +50,7 @@ def forget_loss(
         from_surrogate = kind == "own" and torch.rand((), generator=generator) < 0.5
         x.append(x_s if from_surrogate else one.x_f[0])
         target.append(x_s)
-        anywhere = 1 - torch.rand(1, generator=generator)  # down to t = 0: the base cannot finish a picture it never saw
+        anywhere = 1 - torch.rand(1, generator=generator)  # down to t = 0: the base cannot finish what it never saw
         t.append(anywhere if from_surrogate else windows[which].sample(kind, 1, generator))
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})

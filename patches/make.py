@@ -1,9 +1,9 @@
 """Build every published patch again: the file, its report and its card, from the recipe beside them.
 
-python patches/make.py [NAME ...]
+python patches/make.py [--n 300] [NAME ...]
 """
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -48,7 +48,7 @@ Attacks run: {run}. Not run: {not_run}.
 """
 
 
-def make(name: str) -> None:
+def make(name: str, n: int) -> None:
     folder = HERE / name
     recipe = hotfix.Recipe.load(folder / "recipe.toml")
     pipe = hotfix.load_pipeline(recipe)
@@ -57,7 +57,7 @@ def make(name: str) -> None:
         patch = hotfix.build(recipe, pipe, progress=progress)
     seconds = time.monotonic() - started
     path = patch.save(folder)
-    report = hotfix.score(pipe, recipe, stack=hotfix.Stack.of(patch))
+    report = hotfix.score(pipe, recipe, stack=hotfix.Stack.of(patch), n=n)
     report.save(folder / "report.json")
     card = CARD.format(
         name=patch.name,
@@ -78,9 +78,13 @@ def make(name: str) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=sorted(path.parent.name for path in HERE.glob("*/recipe.toml")))
+    parser.add_argument("--n", type=int, default=300, help="pictures drawn for every rate")
+    args = parser.parse_args()
     console.quiet_libraries()
-    for name in sys.argv[1:] or sorted(path.parent.name for path in HERE.glob("*/recipe.toml")):
-        make(name)
+    for name in args.names:
+        make(name, args.n)
 
 
 if __name__ == "__main__":
