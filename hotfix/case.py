@@ -19,6 +19,7 @@ from hotfix.similarity import Similarity, null, pixel, stranger, threshold
 
 BANK_STEPS = 8  # denoising steps for a retain picture: it is a place to stand on, not a print
 MOST_PROMPTS = 512
+SAME = 0.95  # similarity over all pixels of two drawings of one picture; flags that differ by a star stay below
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
     if recipe.surrogate.kind == "files":
         given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
     captions, bank = _bank(recipe, denoiser)
-    alike = torch.stack([_plain_match(picture, bank) for picture in forget]).any(dim=0)
+    alike = torch.stack([pixel(picture)(bank) >= SAME for picture in forget]).any(dim=0)
     clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
     if clashes:
         named = ", ".join(repr(caption) for caption in clashes[:5])
@@ -93,12 +94,6 @@ def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
     if given is None or len(given) != forgets:
         return given
     return given[i : i + 1]
-
-
-def _plain_match(picture: Picture, bank: Pictures) -> Tensor:
-    """Which bank pictures are the forget picture. The bank's own 99th percentile would hide a conflict in itself."""
-    like = pixel(picture)(bank)
-    return like >= threshold(float(like.quantile(0.9)))
 
 
 def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
