@@ -65,6 +65,8 @@ def build(
         with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
             trained = train(denoiser, case, windows, adapter, recipe.train, checkpoint=state, progress=progress)
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
+        if not trained.passed:
+            stage("the held-out trial was not passed: measure before you ship")
         patch = _patch(recipe, denoiser, case, windows, trained, tensors)
     if state is not None:
         state.unlink(missing_ok=True)
