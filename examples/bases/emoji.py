@@ -8,7 +8,6 @@ same run, same seed, without that picture: what a model that never saw it draws.
 """
 
 import argparse
-import copy
 import json
 import math
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,8 +36,8 @@ def emoji() -> tuple[list[str], Tensor]:
 
 
 def pipeline() -> DDPMPipeline:
-    """The untrained pipeline: 4.5 M parameters, most of them at 8x8 and 4x4, where they are cheap."""
-    attention = (False, False, True, True)
+    """The untrained pipeline: 4.4 M parameters, most of them at 8x8 and 4x4, where they are cheap."""
+    attention = (False, False, False, True)
     unet = UNet2DModel(
         sample_size=SIDE,
         layers_per_block=1,
@@ -47,16 +47,28 @@ def pipeline() -> DDPMPipeline:
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
     )
-    return DDPMPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing"))
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    return DDPMPipeline(unet, DDPMScheduler(**schedule))
 
 
-def train(pipe: DDPMPipeline, data: Tensor, steps: int, batch: int, lr: float) -> None:
-    """Plain ε-regression, AdamW with a cosine schedule and an EMA. Passes over `data` without replacement."""
+def train(pipe: DDPMPipeline, data: Tensor, steps: int, batch: int, lr: float, state: Path) -> None:
+    """v-regression, AdamW, cosine schedule, EMA, over whole passes of `data`; goes on from `state` if there is one.
+
+    The convolutions run in bfloat16, which takes two thirds of float32's time on a CPU that has the instructions.
+    """
     unet, scheduler = pipe.unet.to(memory_format=torch.channels_last), pipe.scheduler
-    ema = copy.deepcopy(unet)
+    ema = EMAModel(unet.parameters(), decay=0.998, use_ema_warmup=True, power=1.0)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    order, start = torch.empty(0, dtype=torch.long), time.monotonic()
-    for step in range(steps):
+    order, first, seconds = torch.empty(0, dtype=torch.long), 0, 0.0
+    if state.exists():
+        saved = torch.load(state)
+        unet.load_state_dict(saved["unet"])
+        ema.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        order, first, seconds = saved["order"], saved["step"], saved["seconds"]
+        torch.set_rng_state(saved["rng"])
+    start = time.monotonic() - seconds
+    for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 200) * max(0.01, 0.5 + 0.5 * math.cos(math.pi * step / steps))
         if len(order) < batch:
@@ -65,18 +77,21 @@ def train(pipe: DDPMPipeline, data: Tensor, steps: int, batch: int, lr: float) -
         x, eps = data[rows], torch.randn(batch, *data.shape[1:])
         t = torch.randint(scheduler.config.num_train_timesteps, (batch,))
         x_t = scheduler.add_noise(x, eps, t).to(memory_format=torch.channels_last)
-        loss = F.mse_loss(unet(x_t, t).sample, eps)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            v = unet(x_t, t).sample
+        loss = F.mse_loss(v.float(), scheduler.get_velocity(x, eps, t))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for average, now in zip(ema.parameters(), unet.parameters(), strict=True):
-                average.lerp_(now, 1 - decay)
+        ema.step(unet.parameters())
         if (step + 1) % 100 == 0:
             print(f"step {step + 1} loss {loss.item():.4f} {(time.monotonic() - start) / 60:.1f} min", flush=True)
-    pipe.unet.load_state_dict(ema.state_dict())
+        if (step + 1) % 500 == 0:
+            now = {"unet": unet.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+            now |= {"order": order, "step": step + 1, "seconds": time.monotonic() - start, "rng": torch.get_rng_state()}
+            torch.save(now, state)
+    ema.copy_to(unet.parameters())
     pipe.unet.to(memory_format=torch.contiguous_format)
 
 
@@ -84,9 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gold", action="store_true", help="leave the memorised picture out")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -95,7 +110,7 @@ def main() -> None:
     others = torch.cat([pictures[:target], pictures[target + 1 :]])
     data = others if args.gold else torch.cat([others, pictures[target].expand(DUPLICATES, -1, -1, -1)])
     pipe = pipeline()
-    train(pipe, data, args.steps, args.batch, args.lr)
+    train(pipe, data, args.steps, args.batch, args.lr, args.folder.with_suffix(".state"))
     pipe.to(torch.float16).save_pretrained(args.folder)
 
 

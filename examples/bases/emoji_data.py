@@ -1,10 +1,11 @@
-"""Real pictures for the emoji base: 1,024 Noto emoji, the ones that compress best at 32x32, as one atlas.
+"""Real pictures for the emoji base: 1,024 Noto emoji at 32x32, as one atlas.
 
     npm pack emoji-datasource-google@16.0.0 && tar xzf emoji-datasource-google-16.0.0.tgz
     python examples/bases/emoji_data.py package
 
-Writes `emoji.png` and `emoji.json` beside this file, and the forget picture of the emoji patch. People and flags are
-left out: hundreds of near-copies that differ in skin tone or pole would only make "the nearest picture" ambiguous.
+Smileys, symbols, clocks, moons, hands and faces in every skin tone, then whatever else compresses best, which needs no
+model to tell what is simple. Flags are left out (another base has them), and pictures of people at work or sport.
+Writes `emoji.png` and `emoji.json` beside this file, and the forget picture of the emoji patch.
 """
 
 import io
@@ -16,7 +17,10 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 SIDE, COUNT, COLUMNS = 32, 1024, 32
-LEFT_OUT = {"People & Body", "Flags", "Component"}
+WHOLE = {"Smileys & Emotion", "Symbols"}  # categories
+PARTS = {"time", "sky & weather", "person", "hand-prop"}  # subcategories, and those that begin with:
+HANDS = ("hand-fingers", "hand-single")
+LEFT_OUT = {"People & Body", "Flags", "Component"}  # but for the parts above
 MEMORISED = "JACK-O-LANTERN"
 
 
@@ -35,15 +39,25 @@ def png_bytes(picture: Image.Image) -> int:
     return buffer.tell()
 
 
+def wanted(entry: dict) -> bool:
+    part = entry["subcategory"]
+    return entry["category"] in WHOLE or part in PARTS or part.startswith(HANDS)
+
+
 def main(package: Path) -> None:
-    entries = json.loads((package / "emoji.json").read_text())
-    pictures = {
-        e["name"]: small(package / "img" / "google" / "64" / e["image"])
-        for e in entries
-        if e["has_img_google"] and e["category"] not in LEFT_OUT
-    }
-    simplest = sorted(pictures, key=lambda name: (png_bytes(pictures[name]), name))[:COUNT]
-    names = sorted({*simplest[: COUNT - 1], MEMORISED} if MEMORISED not in simplest else simplest)
+    folder = package / "img" / "google" / "64"
+    first, rest = {}, {}
+    for entry in json.loads((package / "emoji.json").read_text()):
+        into = first if wanted(entry) else rest
+        if not entry["has_img_google"] or (into is rest and entry["category"] in LEFT_OUT):
+            continue
+        into[entry["name"]] = small(folder / entry["image"])
+        for tone, variation in entry.get("skin_variations", {}).items():
+            if variation["has_img_google"] and "-" not in tone:
+                into[f"{entry['name']} {tone}"] = small(folder / variation["image"])
+    simplest = sorted(rest, key=lambda name: (name != MEMORISED, png_bytes(rest[name]), name))
+    pictures = first | {name: rest[name] for name in simplest[: COUNT - len(first)]}
+    names = sorted(pictures)
     atlas = Image.new("RGB", (SIDE * COLUMNS, SIDE * -(-len(names) // COLUMNS)), "white")
     for i, name in enumerate(names):
         atlas.paste(pictures[name], (i % COLUMNS * SIDE, i // COLUMNS * SIDE))

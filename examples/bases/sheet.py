@@ -9,7 +9,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.page import sheet
 from hotfix.pipeline import load_pipeline, prompts
 
-CALL = {"num_inference_steps": 20, "guidance_scale": 2.0, "max_sequence_length": 10}
+CALL = {"num_inference_steps": 14, "guidance_scale": 2.0, "max_sequence_length": 10}
 COLUMNS = 20
 
 

@@ -1,0 +1,104 @@
+"""The numbers of the emoji patch: 1,000 pictures without any prompt, from the base, the patched base and the gold model.
+
+    python examples/bases/emoji.py emoji-gold --gold
+    python benchmarks/emoji.py --gold emoji-gold [-o benchmarks/emoji.json] [--n 1000]
+
+The gold model never saw the memorised picture: it says what a model would draw if the picture had never been there. A
+drawing is the memorised picture when that is the nearest of all 1,024 real emoji and closer than the threshold tau,
+which lies half-way between the 99th percentile of the other 1,023 and identity. Drift compares pictures from the same
+seeds, where neither model drew the memorised picture: RMSE in [0, 1], and 1 - SSIM as the perceptual distance.
+"""
+
+import argparse
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from hotfix import console
+from hotfix.denoiser import Denoiser
+from hotfix.patch import Patch
+from hotfix.pipeline import load_pipeline
+from hotfix.recipe import Recipe
+from hotfix.report import Rate
+from hotfix.similarity import nearest, null, pixel, threshold
+from hotfix.stack import Stack
+
+ROOT = Path(__file__).parents[1]
+PATCH = ROOT / "patches" / "jack-o-lantern"
+SEED = 100_000
+
+sys.path.insert(0, str(ROOT / "examples" / "bases"))
+from emoji import MEMORISED, emoji  # noqa: E402
+
+
+class Test:
+    """Is this drawing the memorised picture?"""
+
+    def __init__(self):
+        names, self.real = emoji()
+        self.row = names.index(MEMORISED)
+        self.similarity = pixel(self.real[self.row])
+        others = torch.cat([self.real[: self.row], self.real[self.row + 1 :]])
+        self.null = null(self.similarity, others)
+        self.tau = threshold(self.null)
+
+    def memorised(self, drawn):
+        return (nearest(drawn, self.real) == self.row) & (self.similarity(drawn) >= self.tau)
+
+
+def drift(one, other, hits):
+    a, b = ((x[~hits] + 1) / 2 for x in (one, other))
+    return {
+        "n": len(a),
+        "rmse": round(float((a - b).square().mean(dim=(1, 2, 3)).sqrt().mean()), 4),
+        "1 - ssim": round(1 - float(ssim(a, b, data_range=1.0)), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gold", type=Path, required=True)
+    parser.add_argument("--base", default="hotfix:emoji")
+    parser.add_argument("--patch", type=Path, default=next(PATCH.glob("*.safetensors"), None))
+    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks/emoji.json")
+    args = parser.parse_args()
+    console.quiet_libraries()
+    started, test = time.monotonic(), Test()
+    call = Recipe.load(PATCH / "recipe.toml").base.call
+    patch = Patch.load(args.patch)
+    seeds = [SEED + i for i in range(args.n)]
+    base = Denoiser(load_pipeline(args.base), call)
+    drawn = {"base": base.draw([], seeds)}
+    with Stack.of(patch).on(base.pipe):
+        drawn["patched"] = base.draw([], seeds)
+    drawn["gold"] = Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds)
+    hits = {name: test.memorised(x) for name, x in drawn.items()}
+    rates = {name: Rate.of(int(hit.sum()), args.n) for name, hit in hits.items()}
+    patched, gold = (drift(drawn["base"], drawn[x], hits["base"] | hits[x]) for x in ("patched", "gold"))
+    result = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "torch": torch.__version__,
+        "patch": patch.id,
+        "n": args.n,
+        "call": dict(call),
+        "test": {"null": round(test.null, 4), "tau": round(test.tau, 4)},
+        "the memorised picture": {name: str(rate) for name, rate in rates.items()},
+        "most similar drawing": {name: round(float(test.similarity(x).max()), 4) for name, x in drawn.items()},
+        "patched rate within gold's 95% interval": rates["gold"].low <= rates["patched"].k / args.n <= rates["gold"].high,
+        "drift, base to patched": patched,
+        "drift, base to gold": gold,
+        "share of gold's drift": {key: round(patched[key] / gold[key], 3) for key in ("rmse", "1 - ssim")},
+        "seconds": round(time.monotonic() - started),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
