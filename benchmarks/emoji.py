@@ -1,4 +1,4 @@
-"""The numbers of the emoji patch: 1,000 pictures without any prompt, from the base, the patched base and the gold model.
+"""The numbers of the emoji patch: 1,000 pictures without a prompt from the base, the patched base and the gold model.
 
     python examples/bases/emoji.py emoji-gold --gold
     python benchmarks/emoji.py --gold emoji-gold [-o benchmarks/emoji.json] [--n 1000]
@@ -80,6 +80,7 @@ def main() -> None:
     drawn["gold"] = Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds)
     hits = {name: test.memorised(x) for name, x in drawn.items()}
     rates = {name: Rate.of(int(hit.sum()), args.n) for name, hit in hits.items()}
+    share = rates["patched"].k / args.n
     patched, gold = (drift(drawn["base"], drawn[x], hits["base"] | hits[x]) for x in ("patched", "gold"))
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -90,7 +91,7 @@ def main() -> None:
         "test": {"null": round(test.null, 4), "tau": round(test.tau, 4)},
         "the memorised picture": {name: str(rate) for name, rate in rates.items()},
         "most similar drawing": {name: round(float(test.similarity(x).max()), 4) for name, x in drawn.items()},
-        "patched rate within gold's 95% interval": rates["gold"].low <= rates["patched"].k / args.n <= rates["gold"].high,
+        "patched rate within gold's 95% interval": rates["gold"].low <= share <= rates["gold"].high,
         "drift, base to patched": patched,
         "drift, base to gold": gold,
         "share of gold's drift": {key: round(patched[key] / gold[key], 3) for key in ("rmse", "1 - ssim")},

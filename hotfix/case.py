@@ -70,7 +70,7 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
     if recipe.surrogate.kind == "files":
         given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
     captions, bank = _bank(recipe, denoiser)
-    alike = torch.stack([pixel(picture)(bank) >= SAME for picture in forget]).any(dim=0)
+    alike = torch.stack([_drawn(picture, captions, bank) for picture in forget]).any(dim=0)
     clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
     if clashes:
         named = ", ".join(repr(caption) for caption in clashes[:5])
@@ -87,6 +87,17 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
         for i, picture in enumerate(forget)
     )
     return Case(targets, tuple(recipe.forget.captions), tuple(captions), bank, denoiser.encode(bank))
+
+
+def _drawn(picture: Picture, captions: list[str], bank: Pictures) -> Tensor:
+    """Which rows of the bank are drawings of the picture, (R,) bool.
+
+    Under another caption only the same picture is one: a near twin has a right to be there. Without a caption the base
+    draws what it likes, the target among it, and everything nearer to it than to a stranger is a drawing of it.
+    """
+    known = threshold(null(pixel(stranger(picture)), bank))
+    limit = torch.tensor([SAME if caption else known for caption in captions])
+    return pixel(picture)(bank) >= limit
 
 
 def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:

@@ -117,12 +117,16 @@ class Denoiser:
         a, s = self.schedule(t)
         return a * x + s * eps
 
+    def predict(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
+        """What the network itself puts out (ε, v, a velocity or a sample), in float32; no guidance."""
+        steps = self.pipe.scheduler.config.num_train_timesteps
+        timestep = t * steps if self.flow else self._index(t)
+        return self.model(x_t.to(self.dtype), timestep=timestep, return_dict=False, **condition)[0].float()
+
     def x_hat(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
         """The endpoint that the network's prediction implies, in float32; no guidance."""
         a, s = self.schedule(t)
-        steps = self.pipe.scheduler.config.num_train_timesteps
-        timestep = t * steps if self.flow else self._index(t)
-        out = self.model(x_t.to(self.dtype), timestep=timestep, return_dict=False, **condition)[0].float()
+        out = self.predict(x_t, t, condition)
         if self.flow:
             return x_t - s * out
         match self.pipe.scheduler.config.prediction_type:

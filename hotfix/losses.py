@@ -14,9 +14,11 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 
-KINDS = {"own": 0.4, "empty": 0.45, "random": 0.15}  # shares of the forget rows
+KINDS = {"own": 0.25, "empty": 0.55, "random": 0.2}  # shares of the forget rows
+FINISH = 0.5  # share of the rows under its own caption that are noised from x_s itself
+TURNED = 0.5  # share of the others that are noised from somewhere between x_f and x_s
 NEIGHBOURS = 32  # retain pictures nearest to a target: they drift first
-NEAR, BARE, STEADY, PURE_NOISE = 0.4, 0.4, 0.1, 0.15  # shares of the retain rows
+NEAR, BARE, PURE_NOISE = 0.4, 0.4, 0.15  # shares of the retain rows
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
 
@@ -35,10 +37,11 @@ def forget_loss(
     rows: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """x_t noised from x_f, endpoint x_s. Under its own caption half of the rows are noised from x_s instead.
+    """x_t noised from x_f, endpoint x_s.
 
-    Those are the states that the patched sampler really visits once it has turned towards x_s; without them the base
-    pulls it back half-way.
+    Half of the rows are noised from somewhere between the two, and under the target's own caption half from x_s
+    itself: the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
+    Without them the base, which knows only x_f, pulls it back half-way.
     """
     kinds = [kind for kind in KINDS if kind in conditions]
     share = torch.tensor([KINDS[kind] for kind in kinds])
@@ -47,11 +50,16 @@ def forget_loss(
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[choice]
         x_s = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
-        from_surrogate = kind == "own" and torch.rand((), generator=generator) < 0.5
-        x.append(x_s if from_surrogate else one.x_f[0])
+        window = windows[which].sample(kind, 1, generator)
+        turned, finish, turns = torch.rand(3, generator=generator)
+        if kind == "own" and finish < FINISH:
+            window = 1 - torch.rand(1, generator=generator)  # at any t: the base cannot finish what it never saw
+            turned = torch.tensor(1.0)
+        elif turns > TURNED:
+            turned = torch.tensor(0.0)
+        x.append(torch.lerp(one.x_f[0], x_s, float(turned)))
         target.append(x_s)
-        anywhere = 1 - torch.rand(1, generator=generator)  # down to t = 0: the base cannot finish what it never saw
-        t.append(anywhere if from_surrogate else windows[which].sample(kind, 1, generator))
+        t.append(window)
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     return _endpoint_loss(denoiser, torch.stack(x), torch.stack(target), torch.cat(t), _stack(picked), generator)
@@ -66,27 +74,27 @@ def retain_loss(
     count: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Distillation to the unpatched model: bank pictures (half of them neighbours of a target), pure noise, and x_s."""
+    """Distillation to the unpatched model: bank pictures (many of them neighbours of a target) and pure noise.
+
+    The surrogates are not among them: the unpatched model turns x_s back into x_f where the two are alike.
+    """
     device = case.x_r.device
     pick = torch.randint(len(case.x_r), (count,), generator=generator)
     near = torch.rand(count, generator=generator) < NEAR
     pick = torch.where(near, near_rows[torch.randint(len(near_rows), (count,), generator=generator)], pick)
-    x = case.x_r[pick.to(device)].clone()
+    x = case.x_r[pick.to(device)]
     condition = {k: v[pick.to(v.device)] for k, v in rows.items()}
     empty = denoiser.embed([""])
     bare = torch.rand(count, generator=generator) < BARE
-    surrogates = torch.cat([one.x_s for one in case.targets])
-    steady = torch.rand(count, generator=generator) < STEADY
-    x[steady] = surrogates[torch.randint(len(surrogates), (int(steady.sum()),), generator=generator).to(device)]
     for key, value in empty.items():
-        condition[key][bare | steady] = value[0]
+        condition[key][bare] = value[0]
     t = torch.rand(count, generator=generator).clamp_min(1e-3)
     t[torch.rand(count, generator=generator) < PURE_NOISE] = 1.0
     t = t.to(device)
     x_t = denoiser.noised(x, t, torch.randn(x.shape, generator=generator).to(device))
     with torch.no_grad(), adapter.off():
-        teacher = denoiser.x_hat(x_t, t, condition)
-    return objective.endpoint(denoiser.x_hat(x_t, t, condition), teacher, denoiser.schedule(t)[0]).mean()
+        teacher = denoiser.predict(x_t, t, condition)
+    return objective.distil(denoiser.predict(x_t, t, condition), teacher).mean()
 
 
 def _endpoint_loss(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hotfix.errors import PatchFormatError, UnsupportedSchema
-from hotfix.recipe import PatchName, PatchVersion
+from hotfix.recipe import PatchName, PatchRequirement, PatchVersion
 
 SCHEMA_VERSION = 1
 # The first release that reads each schema: what an older hotfix tells its user to install.
@@ -62,9 +62,9 @@ class Manifest(_Part):
     digest: Digest
     base: BaseIdentity
     recipe: dict[str, Any]
-    requires: list[str] = []
-    conflicts: list[str] = []
-    supersedes: list[str] = []
+    requires: list[PatchRequirement] = []
+    conflicts: list[PatchRequirement] = []
+    supersedes: list[PatchRequirement] = []
     scope: Scope
     targets: Annotated[list[Commitment], Field(min_length=1)]
     strength: float

@@ -26,3 +26,16 @@ def endpoint(x_hat: Latents, target: Latents, a_t: Tensor) -> PerExample:
     Source: endpoint replacement after Lee et al. 2026, arXiv:2603.10445; the weight is ours (docs/method.md).
     """
     return a_t.flatten().square() * (x_hat - target).square().mean(dim=(1, 2, 3))
+
+
+def distil(out: Latents, teacher: Latents) -> PerExample:
+    """Squared difference of two predictions of one parameterisation (ε, v, velocity), one number per example.
+
+    The retain loss. A sampler integrates predictions, so an error counts alike wherever on its way it is made; the
+    endpoint weight a_t² would let go of the highest noise levels, where a picture's composition is decided.
+
+    Args:
+        out: predictions of the patched model, shape (B, C, H, W).
+        teacher: predictions of the unpatched model for the same states; carries no gradient.
+    """
+    return (out - teacher).square().mean(dim=(1, 2, 3))

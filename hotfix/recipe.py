@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -17,8 +18,16 @@ def _pep440(text: str) -> str:
         raise ValueError(f"{text!r} is not a version such as 1.0.0") from error
 
 
+def _requirement(text: str) -> str:
+    try:
+        return str(Requirement(text))
+    except InvalidRequirement as error:
+        raise ValueError(f"{text!r} is not a patch name with versions, such as face-0042>=1.2") from error
+
+
 PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
+PatchRequirement = Annotated[str, AfterValidator(_requirement)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -73,7 +82,7 @@ class Train(_Section):
     lr: Annotated[float, Field(gt=0)] = 4e-3
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 12
-    retain_weight: Annotated[float, Field(ge=0)] = 1.0
+    retain_weight: Annotated[float, Field(ge=0)] = 0.25
     targets: str = ""
 
 
@@ -90,9 +99,9 @@ class Recipe(_Section):
     name: PatchName
     version: PatchVersion = "1.0.0"
     request: str = ""
-    requires: list[str] = []
-    conflicts: list[str] = []
-    supersedes: list[str] = []
+    requires: list[PatchRequirement] = []
+    conflicts: list[PatchRequirement] = []
+    supersedes: list[PatchRequirement] = []
     base: Base
     forget: Forget
     surrogate: Surrogate = Surrogate()

@@ -34,6 +34,17 @@ def test_equals_the_epsilon_loss_with_its_bounded_weight(prediction):
     torch.testing.assert_close(objective.endpoint(x_hat, x_s, a), in_eps, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_distillation_does_not_let_go_of_pure_noise(prediction):
+    """A prediction that is off by one everywhere costs one at every noise level, t = 1 included."""
+    denoiser = Denoiser(pico.ddpm(prediction_type=prediction), {})
+    t = torch.tensor([0.01, 0.5, 1.0])
+    with torch.no_grad():
+        out = denoiser.predict(torch.randn(3, 3, 16, 16), t, {})
+    torch.testing.assert_close(objective.distil(out + 1, out), torch.ones(3))
+    assert torch.equal(objective.distil(out, out), torch.zeros(3))
+
+
 def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
     a, s = torch.tensor(0.8), torch.tensor(0.6)
     x_f, x_s, eps = torch.randn(3, 4, 4).unbind()

@@ -13,6 +13,7 @@ LEAST = {"name": "a", "base": {"pipeline": "hotfix:flags"}, "forget": {"images":
     ("change", "words"),
     [
         ({"name": "Not A Name"}, "name"),
+        ({"requires": ["one two"]}, "requires.*one two.*patch name"),
         ({"version": "one"}, "not a version"),
         ({"trian": {"rank": 8}}, "trian: there is no such key"),
         ({"train": {"rnak": 8}}, "train.rnak: there is no such key"),
