@@ -14,8 +14,8 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 
-KINDS = {"own": 0.25, "empty": 0.55, "random": 0.2}  # shares of the forget rows
-FINISH = 0.5  # share of the rows under its own caption that are noised from x_s itself
+KINDS = {"own": 0.35, "empty": 0.45, "random": 0.2}  # shares of the forget rows
+FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
 TURNED = 0.5  # share of the others that are noised from somewhere between x_f and x_s
 NEIGHBOURS = 32  # retain pictures nearest to a target: they drift first
 NEAR, BARE, PURE_NOISE = 0.4, 0.4, 0.15  # shares of the retain rows

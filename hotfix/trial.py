@@ -14,7 +14,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 
-NOISES = 8  # for every kind of caption and level
+NOISES = 12  # for every kind of caption and level
 STEPS = 8
 INSTEAD = 0.95  # of the pictures drawn for the target's caption
 MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no better

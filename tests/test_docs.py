@@ -44,6 +44,11 @@ def test_links_lead_somewhere_and_words_are_honest(page):
     assert not re.search(r"\b(guarantee\w*|compliant|deleted from)\b", text, flags=re.IGNORECASE)
 
 
+def test_the_table_of_patches_is_what_the_reports_say():
+    done = subprocess.run([sys.executable, ROOT / "patches/table.py"], capture_output=True, text=True, timeout=100)
+    assert done.stdout in (ROOT / "README.md").read_text()
+
+
 def test_the_readme_python_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert blocks
