@@ -1,5 +1,7 @@
 r"""Gradient surgery: the forget gradient g_f yields to the retain gradient g_r, never the other way round."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,53 @@ def project(g: Flat, onto: Flat) -> Flat:
     """
     c = (g @ onto).clamp(max=0) / (onto @ onto).clamp_min(torch.finfo(onto.dtype).tiny)
     return g - c * onto
+
+
+def two_sided(g_f: Flat, g_r: Flat) -> tuple[Flat, Flat]:
+    """Each of the two without what opposes the other, both from the originals.
+
+    Source: Yu et al. 2020, arXiv:2001.06782 (PCGrad); for unlearning RGD, arXiv:2412.07808.
+    """
+    return project(g_f, onto=g_r), project(g_r, onto=g_f)
+
+
+def per_tensor(g: Flat, onto: Flat, sizes: Sequence[int]) -> Flat:
+    """`project` for every tensor by itself. Takes out more than the flat rule: many small conflicts, not one sum.
+
+    Args:
+        g: a gradient, shape (P,).
+        onto: the gradient that must not be opposed, shape (P,).
+        sizes: numbers of elements of the tensors that P is made of, in order; they add up to P.
+
+    Source: the scope of GDR-GMA and DoCo (docs/method.md).
+    """
+    pairs = zip(g.split(list(sizes)), onto.split(list(sizes)), strict=True)
+    return torch.cat([project(part, onto=other) for part, other in pairs])
+
+
+def orthogonal(g: Flat, to: Tensor) -> Flat:
+    """Take out of g everything in the span of several retain gradients, agreeing or not.
+
+    Args:
+        g: a gradient, shape (P,).
+        to: retain gradients, shape (K, P); zero rows are no direction.
+
+    Source: OrthoGrad, arXiv:2503.02312.
+    """
+    used = to[to.norm(dim=1) > 0]
+    if not len(used):
+        return g
+    # Unit rows first: QR of gradients of very different size would lose the small ones to rounding.
+    Q = torch.linalg.qr((used / used.norm(dim=1, keepdim=True)).T).Q
+    return g - Q @ (Q.T @ g)
+
+
+def cap(g: Flat, at: Tensor) -> Flat:
+    """Shorten g to a norm of at most `at`, a scalar; direction kept.
+
+    Source: the norm rule of SISS (arXiv:2503.01034), as an upper bound.
+    """
+    return g * (at / g.norm().clamp_min(torch.finfo(g.dtype).tiny)).clamp(max=1)
 
 
 def hold(step: Flat, onto: Flat) -> Flat:

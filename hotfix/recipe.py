@@ -28,6 +28,7 @@ def _requirement(text: str) -> str:
 PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
+SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -83,6 +84,9 @@ class Train(_Section):
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 12
     retain_weight: Annotated[float, Field(ge=0)] = 0.25
+    surgery: SurgeryKind = "one-sided"
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    memory: Annotated[int, Field(ge=1, le=64)] = 8
     targets: str = ""
 
 

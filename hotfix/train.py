@@ -18,12 +18,12 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.losses import forget_loss, neighbours, retain_loss
-from hotfix.project import cosine, hold, project
+from hotfix.project import cosine, hold
 from hotfix.recipe import Train
 from hotfix.shapes import Flat
+from hotfix.surgery import Retained, combine
 from hotfix.trial import trial
 
-EMA = 0.9  # of the retain gradient: one batch of it is too noisy to project on
 TRIAL_EVERY = 50
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
@@ -71,10 +71,11 @@ def train(
     flat = torch.nn.Parameter(adapter.flat())
     adapter.set_flat(flat.data)  # the factors become views of one vector
     optimizer = torch.optim.AdamW([flat], lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    G = torch.zeros_like(flat.data)
+    sizes = [p.numel() for p in adapter.parameters]
+    seen = Retained.none(flat.data, options.memory)
     state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0}
     if checkpoint is not None and checkpoint.is_file():
-        state = unfinished.restore(checkpoint, flat, optimizer, G)
+        state = unfinished.restore(checkpoint, flat, optimizer, seen)
 
     def passes() -> float:
         worst = -1.0
@@ -89,23 +90,26 @@ def train(
         g_f = _gradient(forget, adapter, accelerator)
         retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator)
         g_r = _gradient(retain, adapter, accelerator)
-        G = EMA * G + (1 - EMA) * g_r
+        seen.add(g_r, options.ema)
+        G = seen.mean
         state["conflicts"] += int(g_f @ G < 0)
         state["cosines"] += float(cosine(g_f, G))
         before = flat.data.clone()
-        flat.grad = project(g_f, onto=G) + options.retain_weight * g_r
+        flat.grad = combine(options.surgery, g_f, g_r, seen, sizes, options.retain_weight)
         torch.nn.utils.clip_grad_norm_([flat], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / 10) * (1 - 0.9 * step / options.steps)
         optimizer.step()
-        move = hold(flat.data - before, onto=G)
+        move = flat.data - before
+        if options.surgery != "none":
+            move = hold(move, onto=G)
         flat.data.copy_(before + move)
         state["opposed"] += int(move @ G > 1e-5 * move.norm() * G.norm())
         state["step"] = step + 1
         if state["step"] % TRIAL_EVERY == 0:
             state["passes"] = state["passes"] + 1 if passes() <= 0 else 0
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0:
-            unfinished.keep(checkpoint, flat, optimizer, G, state)
+            unfinished.keep(checkpoint, flat, optimizer, seen, state)
         progress(
             state["step"],
             options.steps,

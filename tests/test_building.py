@@ -83,15 +83,32 @@ def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family):
     assert sum(facts[-20:]) < 0.9 * sum(facts[:20])
 
 
-def test_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, pipe, monkeypatch):
+def trained(recipe, pipe, monkeypatch):
+    """What the loop says of itself."""
     import hotfix.building as building
 
-    seen = []
-    train = building.train
+    seen, train = [], building.train
     monkeypatch.setattr(building, "train", lambda *a, **k: seen.append(train(*a, **k)) or seen[-1])
-    build(make_recipe(tmp_path, family, steps=20), pipe)
-    assert seen[0].opposed_steps == 0
-    assert 0 <= seen[0].conflict_rate <= 1
+    build(recipe, pipe)
+    return seen[0]
+
+
+def test_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, pipe, monkeypatch):
+    facts = trained(make_recipe(tmp_path, family, steps=20), pipe, monkeypatch)
+    assert facts.opposed_steps == 0
+    assert 0 <= facts.conflict_rate <= 1
+
+
+@pytest.mark.parametrize("surgery", ["two-sided", "per-tensor", "orthogonal"])
+def test_so_it_is_under_every_rule(tmp_path, surgery, monkeypatch):
+    facts = trained(make_recipe(tmp_path, "ddpm", steps=12, surgery=surgery, memory=3), pico.ddpm(), monkeypatch)
+    assert facts.opposed_steps == 0
+
+
+def test_without_surgery_steps_do_oppose_the_retain_gradient(tmp_path, monkeypatch):
+    """Otherwise the tests above would show nothing."""
+    facts = trained(make_recipe(tmp_path, "ddpm", steps=20, surgery="none"), pico.ddpm(), monkeypatch)
+    assert facts.opposed_steps > 0
 
 
 def test_a_surrogate_that_is_the_target_is_refused(tmp_path, family, pipe):

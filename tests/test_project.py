@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchjd.aggregation import PCGrad
 
-from hotfix.project import hold, project
+from hotfix.project import cap, hold, orthogonal, per_tensor, project, two_sided
 
 
 @st.composite
@@ -62,7 +62,7 @@ def test_zero_retain_gradient_changes_nothing(pair):
 @given(gradient_pairs())
 def test_both_sides_together_are_torchjds_pcgrad(pair):
     g, r = pair
-    ours = project(g, onto=r) + project(r, onto=g)
+    ours = sum(two_sided(g, r))
     torch.testing.assert_close(ours, PCGrad()(torch.stack([g, r])), rtol=1e-6, atol=1e-9 * float(g.norm() + r.norm()))
 
 
@@ -70,3 +70,57 @@ def test_both_sides_together_are_torchjds_pcgrad(pair):
 def test_a_held_step_never_climbs_the_retain_loss(pair):
     step, r = pair
     assert hold(step, onto=r) @ r <= 1e-9 * step.norm() * r.norm()
+
+
+@given(gradient_pairs(), st.data())
+def test_per_tensor_is_the_flat_rule_on_every_tensor(pair, data):
+    g, r = pair
+    first = data.draw(st.integers(0, len(g)))
+    parts = [project(g[:first], onto=r[:first]), project(g[first:], onto=r[first:])]
+    assert torch.equal(per_tensor(g, r, [first, len(g) - first]), torch.cat(parts))
+
+
+@given(gradient_pairs())
+def test_per_tensor_never_opposes_retain_and_one_tensor_is_flat(pair):
+    g, r = pair
+    assert_agrees(per_tensor(g, r, [1] * len(g)), r, g)
+    assert torch.equal(per_tensor(g, r, [len(g)]), project(g, onto=r))
+
+
+@st.composite
+def retain_gradients(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    size, k = draw(st.integers(8, 100)), draw(st.integers(1, 6))
+    rows = torch.randn(k, size, generator=generator, dtype=torch.float64)
+    return torch.randn(size, generator=generator, dtype=torch.float64), rows * 10 ** draw(st.floats(-4, 4))
+
+
+@given(retain_gradients())
+def test_orthogonal_to_every_retain_gradient(drawn):
+    g, rows = drawn
+    inner = orthogonal(g, to=rows) @ rows.T
+    assert (inner.abs() <= 1e-9 * g.norm() * rows.norm(dim=1)).all()
+
+
+@given(retain_gradients())
+def test_orthogonal_to_one_is_the_projection_when_they_conflict(drawn):
+    g, rows = drawn
+    r = rows[0] if g @ rows[0] < 0 else -rows[0]
+    torch.testing.assert_close(orthogonal(g, to=r[None]), project(g, onto=r), rtol=1e-6, atol=1e-9 * float(g.norm()))
+
+
+@given(retain_gradients())
+def test_zero_rows_are_no_direction(drawn):
+    g, rows = drawn
+    padded = torch.cat([rows, torch.zeros_like(rows)])
+    torch.testing.assert_close(orthogonal(g, to=padded), orthogonal(g, to=rows))
+    assert torch.equal(orthogonal(g, to=torch.zeros_like(rows)), g)
+
+
+@given(gradient_pairs(), st.floats(1e-3, 1e3))
+def test_a_cap_bounds_the_norm_and_keeps_the_direction(pair, at):
+    g, _ = pair
+    capped = cap(g, at=torch.tensor(at, dtype=g.dtype))
+    assert capped.norm() <= at * (1 + 1e-9)
+    torch.testing.assert_close(capped / capped.norm(), g / g.norm())
+    assert torch.equal(cap(g, at=g.norm() * 2), g)

@@ -1,0 +1,54 @@
+"""A step's gradient, made of the forget and the retain gradient by the rule that the recipe names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotfix.project import orthogonal, per_tensor, project, two_sided
+from hotfix.recipe import SurgeryKind
+from hotfix.shapes import Flat
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What the retain gradient has been. One batch of it is too noisy to project on."""
+
+    mean: Flat  # exponential
+    last: Tensor  # (K, P), newest first; rows of zeros at the beginning
+
+    @classmethod
+    def none(cls, like: Flat, k: int) -> "Retained":
+        """Nothing seen yet."""
+        return cls(torch.zeros_like(like), like.new_zeros(k, len(like)))
+
+    def add(self, g_r: Flat, ema: float) -> None:
+        """Take in one more, in place; `ema` is the share that the mean keeps of itself."""
+        self.mean.lerp_(g_r, 1 - ema)
+        self.last.copy_(torch.cat([g_r[None], self.last[:-1]]))
+
+
+def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequence[int], weight: float) -> Flat:
+    """The gradient to step along, (P,).
+
+    Args:
+        kind: the rule, as in the recipe.
+        g_f: forget gradient.
+        g_r: retain gradient of this step.
+        seen: what the retain gradient has been, this step included.
+        sizes: numbers of elements of the tensors that P is made of.
+        weight: of the retain gradient.
+    """
+    match kind:
+        case "one-sided":
+            g_f = project(g_f, onto=seen.mean)
+        case "two-sided":
+            g_f, g_r = project(g_f, onto=seen.mean), two_sided(g_f, g_r)[1]
+        case "per-tensor":
+            g_f = per_tensor(g_f, seen.mean, sizes)
+        case "orthogonal":
+            g_f = orthogonal(g_f, to=seen.last)
+        case "none":
+            pass
+    return g_f + weight * g_r
