@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hotfix import objective
-from hotfix.calibrate import Window
+from hotfix.calibrate import FLOOR, Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
@@ -44,11 +44,12 @@ def forget_loss(
     Without them the base, which knows only x_f, pulls it back half-way.
     """
     kinds = [kind for kind in KINDS if kind in conditions]
-    share = torch.tensor([KINDS[kind] for kind in kinds])
+    # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
+    shares = [torch.tensor([KINDS[kind] * float(window.m[kind].max()) for kind in kinds]) for window in windows]
     x, target, t, picked = [], [], [], []
-    for choice in torch.multinomial(share, rows, replacement=True, generator=generator).tolist():
+    for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
-        one, kind = case.targets[which], kinds[choice]
+        one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
         x_s = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
         window = windows[which].sample(kind, 1, generator)
         turned, finish, turns = torch.rand(3, generator=generator)

@@ -24,6 +24,7 @@ from hotfix.shapes import Flat
 from hotfix.surgery import Retained, combine
 from hotfix.trial import trial
 
+AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 50
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
@@ -73,9 +74,10 @@ def train(
     optimizer = torch.optim.AdamW([flat], lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
     sizes = [p.numel() for p in adapter.parameters]
     seen = Retained.none(flat.data, options.memory)
+    average = flat.data.clone()
     state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0}
     if checkpoint is not None and checkpoint.is_file():
-        state = unfinished.restore(checkpoint, flat, optimizer, seen)
+        state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
 
     def passes() -> float:
         worst = -1.0
@@ -105,16 +107,20 @@ def train(
             move = hold(move, onto=G)
         flat.data.copy_(before + move)
         state["opposed"] += int(move @ G > 1e-5 * move.norm() * G.norm())
+        average.lerp_(flat.data, 1 - AVERAGE)
         state["step"] = step + 1
         if state["step"] % TRIAL_EVERY == 0:
+            adapter.set_flat(average)
             state["passes"] = state["passes"] + 1 if passes() <= 0 else 0
+            adapter.set_flat(flat.data)
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0:
-            unfinished.keep(checkpoint, flat, optimizer, seen, state)
+            unfinished.keep(checkpoint, flat, average, optimizer, seen, state)
         progress(
             state["step"],
             options.steps,
             {"forget": forget.item(), "retain": retain.item(), "conflicts": state["conflicts"] / state["step"]},
         )
+    adapter.set_flat(average)
     strength, passed = _smallest_strength(adapter, passes)
     steps = max(state["step"], 1)
     return Trained(
