@@ -14,7 +14,7 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 
-KINDS = {"own": 0.35, "empty": 0.45, "random": 0.2}  # shares of the forget rows
+KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
 TURNED = 0.5  # share of the others that are noised from somewhere between x_f and x_s
 NEIGHBOURS = 32  # retain pictures nearest to a target: they drift first

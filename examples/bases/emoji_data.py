@@ -20,6 +20,7 @@ SIDE, COUNT, COLUMNS = 32, 1024, 32
 WHOLE = {"Smileys & Emotion", "Symbols"}  # categories
 PARTS = {"time", "sky & weather", "person", "hand-prop"}  # subcategories, and those that begin with:
 HANDS = ("hand-fingers", "hand-single")
+RUDE = "REVERSED HAND WITH MIDDLE FINGER EXTENDED"
 LEFT_OUT = {"People & Body", "Flags", "Component"}  # but for the parts above
 MEMORISED = "JACK-O-LANTERN"
 
@@ -41,7 +42,7 @@ def png_bytes(picture: Image.Image) -> int:
 
 def wanted(entry: dict) -> bool:
     part = entry["subcategory"]
-    return entry["category"] in WHOLE or part in PARTS or part.startswith(HANDS)
+    return entry["category"] in WHOLE or part in PARTS or (part.startswith(HANDS) and entry["name"] != RUDE)
 
 
 def main(package: Path) -> None:
