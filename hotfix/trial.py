@@ -34,8 +34,8 @@ def trial(
 
     The largest of: for every kind of caption and level the 95th percentile of the similarity to x_f after partial
     diffusion, minus the stranger's, plus a margin; and, from pure noise under the target's own caption, 95% minus the
-    share of pictures that are nearest to a surrogate. A drawing that is nearer to a stranger than to x_f is that
-    stranger, however alike the two are: from high noise a green flag may rightly become another green flag.
+    share of pictures that are nearest to a surrogate. A drawing that is nearer to a stranger than to x_f or x_s is
+    that stranger, however alike the two are: from high noise a green flag may rightly become another green flag.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
     known = torch.cat([target.surrogates, target.picture[None], strangers])
@@ -53,7 +53,7 @@ def trial(
             clean = denoiser.denoise(x_t, level, rows, steps=STEPS, guidance=guidance)
             drawn = denoiser.decode(clean).cpu()
             row = nearest(drawn, known)
-            like = target.similarity(drawn).where(row == x_f_row, -1.0)
+            like = target.similarity(drawn).where(row <= x_f_row, -1.0)
             worst = max(worst, float(like.quantile(0.95)) - target.null + MARGIN)
             if kind == "own" and level == 1.0:
                 worst = max(worst, INSTEAD - float((row < x_f_row).float().mean()))
