@@ -130,6 +130,21 @@ def test_a_picture_wanted_for_another_caption_is_a_conflict_that_names_it(tmp_pa
     assert not trained
 
 
+def test_a_drawing_of_the_target_is_not_retained(tmp_path):
+    """Without captions a base may draw the target among what must stay; the thresholds must not learn from that."""
+    recipe = make_recipe(tmp_path, "ddpm")
+    (tmp_path / "mine").mkdir()
+    for number in range(2, 20):
+        picture(number).save(tmp_path / "mine" / f"{number}.png")
+    stay = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"images": ["mine/*.png"]})})
+    denoiser = Denoiser(pico.ddpm(), recipe.base.call)
+    without = cases.prepare(stay, denoiser)
+    picture(1).point(lambda value: value * 0.95 + 6).save(tmp_path / "mine" / "drawn.png")
+    among = cases.prepare(stay, denoiser)
+    assert torch.equal(among.retain, without.retain)
+    assert among.targets[0].tau == without.targets[0].tau
+
+
 def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):
     Stack.of(patches[1]).apply(pipe)
     with pytest.raises(StackError, match="quarters-2 is on"):
