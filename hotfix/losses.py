@@ -39,7 +39,7 @@ def forget_loss(
 ) -> Tensor:
     """x_t noised from x_f, endpoint x_s.
 
-    Half of the rows are noised from somewhere between the two, and under the target's own caption half from x_s
+    Half of the rows are noised from somewhere between the two, and under the target's own caption many from x_s
     itself: the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
     Without them the base, which knows only x_f, pulls it back half-way.
     """
@@ -51,16 +51,14 @@ def forget_loss(
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
         x_s = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
-        window = windows[which].sample(kind, 1, generator)
-        turned, finish, turns = torch.rand(3, generator=generator)
-        if kind == "own" and finish < FINISH:
-            window = 1 - torch.rand(1, generator=generator)  # at any t: the base cannot finish what it never saw
-            turned = torch.tensor(1.0)
-        elif turns > TURNED:
-            turned = torch.tensor(0.0)
-        x.append(torch.lerp(one.x_f[0], x_s, float(turned)))
+        level = windows[which].sample(kind, 1, generator)
+        turn, turns, finishes = torch.rand(3, generator=generator).tolist()
+        way = turn if turns < TURNED else 0.0  # from x_f (0) to x_s (1)
+        if kind == "own" and finishes < FINISH:
+            way, level = 1.0, 1 - torch.rand(1, generator=generator)  # any t: the base cannot finish what it never saw
+        x.append(torch.lerp(one.x_f[0], x_s, way))
         target.append(x_s)
-        t.append(window)
+        t.append(level)
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     return _endpoint_loss(denoiser, torch.stack(x), torch.stack(target), torch.cat(t), _stack(picked), generator)

@@ -26,14 +26,6 @@ def project(g: Flat, onto: Flat) -> Flat:
     return g - c * onto
 
 
-def two_sided(g_f: Flat, g_r: Flat) -> tuple[Flat, Flat]:
-    """Each of the two without what opposes the other, both from the originals.
-
-    Source: Yu et al. 2020, arXiv:2001.06782 (PCGrad); for unlearning RGD, arXiv:2412.07808.
-    """
-    return project(g_f, onto=g_r), project(g_r, onto=g_f)
-
-
 def per_tensor(g: Flat, onto: Flat, sizes: Sequence[int]) -> Flat:
     """`project` for every tensor by itself. Takes out more than the flat rule: many small conflicts, not one sum.
 
@@ -63,14 +55,6 @@ def orthogonal(g: Flat, to: Tensor) -> Flat:
     # Unit rows first: QR of gradients of very different size would lose the small ones to rounding.
     Q = torch.linalg.qr((used / used.norm(dim=1, keepdim=True)).T).Q
     return g - Q @ (Q.T @ g)
-
-
-def cap(g: Flat, at: Tensor) -> Flat:
-    """Shorten g to a norm of at most `at`, a scalar; direction kept.
-
-    Source: the norm rule of SISS (arXiv:2503.01034), as an upper bound.
-    """
-    return g * (at / g.norm().clamp_min(torch.finfo(g.dtype).tiny)).clamp(max=1)
 
 
 def hold(step: Flat, onto: Flat) -> Flat:

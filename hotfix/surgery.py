@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotfix.project import orthogonal, per_tensor, project, two_sided
+from hotfix.project import orthogonal, per_tensor, project
 from hotfix.recipe import SurgeryKind
 from hotfix.shapes import Flat
 
@@ -16,7 +16,7 @@ class Retained:
     """What the retain gradient has been. One batch of it is too noisy to project on."""
 
     mean: Flat  # exponential
-    last: Tensor  # (K, P), newest first; rows of zeros at the beginning
+    last: Tensor  # (K, P), newest first; rows of zeros at the beginning; K = 0 unless a rule looks at them
 
     @classmethod
     def none(cls, like: Flat, k: int) -> "Retained":
@@ -26,7 +26,7 @@ class Retained:
     def add(self, g_r: Flat, ema: float) -> None:
         """Take in one more, in place; `ema` is the share that the mean keeps of itself."""
         self.mean.lerp_(g_r, 1 - ema)
-        self.last.copy_(torch.cat([g_r[None], self.last[:-1]]))
+        self.last.copy_(torch.cat([g_r[None], self.last])[: len(self.last)])
 
 
 def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequence[int], weight: float) -> Flat:
@@ -44,7 +44,7 @@ def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequ
         case "one-sided":
             g_f = project(g_f, onto=seen.mean)
         case "two-sided":
-            g_f, g_r = project(g_f, onto=seen.mean), two_sided(g_f, g_r)[1]
+            g_f, g_r = project(g_f, onto=seen.mean), project(g_r, onto=g_f)
         case "per-tensor":
             g_f = per_tensor(g_f, seen.mean, sizes)
         case "orthogonal":

@@ -73,7 +73,7 @@ def train(
     adapter.set_flat(flat.data)  # the factors become views of one vector
     optimizer = torch.optim.AdamW([flat], lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
     sizes = [p.numel() for p in adapter.parameters]
-    seen = Retained.none(flat.data, options.memory)
+    seen = Retained.none(flat.data, options.memory if options.surgery == "orthogonal" else 0)
     average = flat.data.clone()
     state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0}
     if checkpoint is not None and checkpoint.is_file():

@@ -61,7 +61,7 @@ def train(pipe: DDPMPipeline, data: Tensor, steps: int, batch: int, lr: float, s
     optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     order, first, seconds = torch.empty(0, dtype=torch.long), 0, 0.0
     if state.exists():
-        saved = torch.load(state)
+        saved = torch.load(state, weights_only=True)
         unet.load_state_dict(saved["unet"])
         ema.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
