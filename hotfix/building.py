@@ -1,7 +1,5 @@
 """Recipe → patch: the one place that knows the order of the steps."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hotfix import beside, lora, pictures
+from hotfix import checkpoint as unfinished
 from hotfix.calibrate import Window, calibrate
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
@@ -60,7 +59,7 @@ def build(
         stage("training")
         state = None
         if checkpoint is not None:
-            state = checkpoint / f"{recipe.name}-{recipe.version}-{_recipe_digest(recipe)}.state"
+            state = unfinished.path(checkpoint, recipe, denoiser.model)
         targets = recipe.train.targets or denoiser.targets
         with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
             trained = train(denoiser, case, windows, adapter, recipe.train, checkpoint=state, progress=progress)
@@ -136,12 +135,6 @@ def _patch(
         tool=f"hotfix {version('diffusion-hotfix')}",
     )
     return Patch(manifest.text(), entries)
-
-
-def _recipe_digest(recipe: Recipe) -> str:
-    """Another recipe must not resume this one's state."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _now() -> str:

@@ -1,19 +1,33 @@
 """The state of an unfinished build: factors, optimiser and counters in one safetensors file. No picture is in it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hotfix import container
 from hotfix.patch import from_torch, to_torch
+from hotfix.recipe import Recipe
+from hotfix.sketch import sketch
 from hotfix.surgery import Retained
 
 
+def path(folder: Path, recipe: Recipe, model: nn.Module) -> Path:
+    """Where the state of this recipe, with these pictures, on these weights is kept: no other build finds it there."""
+    numbers = sketch({name: p for name, p in model.named_parameters() if p.dim() > 1})
+    weights = {name: round(number, 3) for name, number in numbers.items()}  # the last digits vary with the threads
+    digest = hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), weights], sort_keys=True).encode())
+    for section in ("forget", "surrogate", "retain"):
+        for file in recipe.files(getattr(recipe, section).images, f"{section}.images"):
+            digest.update(file.read_bytes())
+    return folder / f"{recipe.name}-{recipe.version}-{digest.hexdigest()[:12]}.state"
+
+
 def keep(
-    path: Path,
+    file: Path,
     flat: Tensor,
     average: Tensor,
     optimizer: torch.optim.Optimizer,
@@ -24,14 +38,14 @@ def keep(
     moments = optimizer.state[flat]
     tensors = {"flat": flat.data, "average": average, "mean": seen.mean, "last": seen.last}
     tensors |= {"m": moments["exp_avg"], "v": moments["exp_avg_sq"], "n": moments["step"]}
-    container.write_atomically(path, container.dump({"state": json.dumps(state)}, from_torch(tensors)))
+    container.write_atomically(file, container.dump({"state": json.dumps(state)}, from_torch(tensors)))
 
 
 def restore(
-    path: Path, flat: Tensor, average: Tensor, optimizer: torch.optim.Optimizer, seen: Retained
+    file: Path, flat: Tensor, average: Tensor, optimizer: torch.optim.Optimizer, seen: Retained
 ) -> dict[str, float]:
     """Read a state into the factors, their average, the optimiser and what was retained; return the counters."""
-    metadata, entries = container.read(path)
+    metadata, entries = container.read(file)
     tensors = to_torch(entries)
     flat.data.copy_(tensors["flat"])
     average.copy_(tensors["average"])

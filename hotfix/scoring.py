@@ -1,6 +1,5 @@
 """Score: pipeline × recipe × stack → Report. Everything is measured twice, without and with the stack, same seeds."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -200,4 +199,4 @@ def _right(drawn: Pictures, own: Pictures, known: Pictures) -> Rate:
 def _hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} cores"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

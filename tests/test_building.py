@@ -55,18 +55,27 @@ def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkey
     assert not list((tmp_path / "dist").iterdir())
 
 
-def test_the_checkpoint_of_another_recipe_is_not_used(tmp_path, family, pipe, monkeypatch):
+@pytest.mark.parametrize("changed", ["recipe", "picture", "base"])
+def test_the_checkpoint_of_another_build_is_not_used(tmp_path, family, pipe, monkeypatch, changed):
     monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
 
     def kill(step, steps, facts):
         if step == 3:
             raise Killed
 
+    recipe = make_recipe(tmp_path, family, steps=7)
     with pytest.raises(Killed):
-        build(make_recipe(tmp_path, family, steps=7), pipe, checkpoint=tmp_path / "dist", progress=kill)
+        build(recipe, pipe, checkpoint=tmp_path / "dist", progress=kill)
+    if changed == "recipe":
+        recipe = make_recipe(tmp_path, family, steps=7, lr=1e-4)
+    elif changed == "picture":
+        picture(7).save(*recipe.files(recipe.forget.images, "forget.images"))
+    else:
+        weight = next(p for p in Denoiser(pipe, {}).model.parameters() if p.dim() > 1)
+        with torch.no_grad():
+            weight.add_(0.1 * torch.randn_like(weight))
     steps = []
-    other = make_recipe(tmp_path, family, steps=7, lr=1e-4)
-    build(other, pipe, checkpoint=tmp_path / "dist", progress=lambda step, *_: steps.append(step))
+    build(recipe, pipe, checkpoint=tmp_path / "dist", progress=lambda step, *_: steps.append(step))
     assert steps[0] == 1
 
 
