@@ -12,14 +12,14 @@ from torch import Tensor
 
 from hotfix import beside, lora, pictures
 from hotfix import checkpoint as unfinished
-from hotfix.calibrate import Window, calibrate
+from hotfix.calibrate import Window, calibrate, chosen
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
-from hotfix.recipe import Recipe
+from hotfix.recipe import Recipe, Train
 from hotfix.sketch import sketch
 from hotfix.stack import applied
 from hotfix.train import Trained, train
@@ -55,14 +55,23 @@ def build(
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser)
         stage("calibrating the timestep window")
-        windows = tuple(_window(denoiser, case, i, recipe.train.seed) for i in range(len(case.targets)))
+        windows = tuple(_window(denoiser, case, i, recipe.train) for i in range(len(case.targets)))
         stage("training")
         state = None
         if checkpoint is not None:
             state = unfinished.path(checkpoint, recipe, denoiser.model)
         targets = recipe.train.targets or denoiser.targets
         with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
-            trained = train(denoiser, case, windows, adapter, recipe.train, checkpoint=state, progress=progress)
+            trained = train(
+                denoiser,
+                case,
+                windows,
+                adapter,
+                recipe.train,
+                drift_budget=recipe.budget.drift,
+                checkpoint=state,
+                progress=progress,
+            )
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
@@ -72,8 +81,10 @@ def build(
     return patch
 
 
-def _window(denoiser: Denoiser, case: Case, i: int, seed: int) -> Window:
+def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:
     target = case.targets[i]
+    if options.weight != "calibrated":
+        return chosen(denoiser, case.caption_kinds(), options.weight, options.window, target.t_lo)
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.caption_kinds().items()}
     return calibrate(
         denoiser,
@@ -83,7 +94,7 @@ def _window(denoiser: Denoiser, case: Case, i: int, seed: int) -> Window:
         denoiser.embed(case.retain_captions),
         target.similarity,
         target.t_lo,
-        seed,
+        options.seed,
     )
 
 

@@ -9,13 +9,15 @@ any denoiser brings back any picture. It depends on the caption: under its own c
 pure noise, under the empty one it cannot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hotfix import weight as curves
 from hotfix.denoiser import Denoiser
+from hotfix.recipe import WeightKind
 from hotfix.shapes import Latents, Picture
 from hotfix.similarity import Similarity, stranger
 
@@ -32,11 +34,44 @@ class Window:
     m: Mapping[str, Tensor]  # kind of caption -> (GRID,), in [0, 1]
     t_lo: float
 
+    def at(self, kind: str, t: Tensor) -> Tensor:
+        """m at noise levels (n,)."""
+        return self.m[kind][(t * GRID).ceil().long().clamp(1, GRID) - 1]
+
     def sample(self, kind: str, n: int, generator: torch.Generator) -> Tensor:
         """Noise levels (n,), drawn in proportion to m(t) + FLOOR above t_lo, spread evenly inside a grid cell."""
         weight = (self.m[kind] + FLOOR) * (self.t >= self.t_lo)
         cell = torch.multinomial(weight, n, replacement=True, generator=generator)
         return (self.t[cell] - torch.rand(n, generator=generator) / GRID).clamp(min=1 / (2 * GRID))
+
+
+def chosen(
+    denoiser: Denoiser, kinds: Iterable[str], weight: WeightKind, window: tuple[float, float], t_lo: float
+) -> Window:
+    """A curve from the literature instead of a measured one, the same for every kind of caption.
+
+    Args:
+        denoiser: whose schedule says what t means.
+        kinds: of captions.
+        weight: the curve's name in a recipe.
+        window: low and high noise level of the two that have edges.
+        t_lo: below this level nothing is trained.
+    """
+    t = torch.arange(1, GRID + 1) / GRID
+    a_t, s_t = (scale.flatten() for scale in denoiser.schedule(t))
+    match weight:
+        case "fixed":
+            m = curves.fixed(t, *window)
+        case "soft":
+            m = curves.soft(t, *window)
+        case "min-snr":
+            m = curves.min_snr(a_t, s_t)
+        case "p2":
+            m = curves.p2(a_t, s_t)
+        case _:
+            m = torch.ones_like(t)
+    m = m / m.max().clamp_min(1e-12) * (t >= t_lo)
+    return Window(t, dict.fromkeys(kinds, m), t_lo)
 
 
 @torch.no_grad()

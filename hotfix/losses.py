@@ -4,6 +4,7 @@ Every draw comes from the generator that is handed in.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from hotfix.calibrate import FLOOR, Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
+from hotfix.recipe import Train
+from hotfix.shapes import Latents
 
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
@@ -29,39 +32,81 @@ def neighbours(case: Case) -> Tensor:
     return torch.cat([one.similarity(case.retain).topk(near).indices for one in case.targets])
 
 
-def forget_loss(
+@dataclass(frozen=True)
+class ForgetRows:
+    """What the forget loss is taken on: B noisy states and where each should head for."""
+
+    x_t: Latents
+    t: Tensor  # (B,)
+    condition: Mapping[str, Tensor]
+    x_f: Latents
+    x_s: Latents
+    turned: Tensor  # (B,) bool: noised not from x_f but from somewhere on the way to x_s
+    m: Tensor  # (B,) height of the window at t, in [0, 1]
+
+
+def forget_rows(
     denoiser: Denoiser,
     case: Case,
     windows: tuple[Window, ...],
     conditions: Conditions,
     rows: int,
     generator: torch.Generator,
-) -> Tensor:
-    """x_t noised from x_f, endpoint x_s.
+) -> ForgetRows:
+    """Draw states noised from x_f, many from between x_f and x_s, and under the target's own caption many from x_s.
 
-    Half of the rows are noised from somewhere between the two, and under the target's own caption many from x_s
-    itself: the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
+    Those are the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
     Without them the base, which knows only x_f, pulls it back half-way.
     """
     kinds = [kind for kind in KINDS if kind in conditions]
     # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
     shares = [torch.tensor([KINDS[kind] * float(window.m[kind].max()) for kind in kinds]) for window in windows]
-    x, target, t, picked = [], [], [], []
+    x, x_f, x_s, t, turned, m, picked = [], [], [], [], [], [], []
     for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
-        x_s = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
+        instead = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
         level = windows[which].sample(kind, 1, generator)
         turn, turns, finishes = torch.rand(3, generator=generator).tolist()
         way = turn if turns < TURNED else 0.0  # from x_f (0) to x_s (1)
         if kind == "own" and finishes < FINISH:
             way, level = 1.0, 1 - torch.rand(1, generator=generator)  # any t: the base cannot finish what it never saw
-        x.append(torch.lerp(one.x_f[0], x_s, way))
-        target.append(x_s)
+        x.append(torch.lerp(one.x_f[0], instead, way))
+        x_f.append(one.x_f[0])
+        x_s.append(instead)
         t.append(level)
+        turned.append(way > 0)
+        m.append(windows[which].at(kind, level))
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})
-    return _endpoint_loss(denoiser, torch.stack(x), torch.stack(target), torch.cat(t), _stack(picked), generator)
+    start = torch.stack(x)
+    level = torch.cat(t).to(start.device)
+    x_t = denoiser.noised(start, level, torch.randn(start.shape, generator=generator).to(start.device))
+    return ForgetRows(
+        x_t,
+        level,
+        _stack(picked),
+        torch.stack(x_f),
+        torch.stack(x_s),
+        torch.tensor(turned, device=start.device),
+        torch.cat(m).to(start.device),
+    )
+
+
+def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> Tensor:
+    """Mean endpoint error of the rows against x_s, or against the base's own endpoint moved by the edit."""
+    a_t, s_t = denoiser.schedule(rows.t)
+    target = rows.x_s
+    if options.target == "delta":
+        with torch.no_grad(), adapter.off():
+            base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
+        moved = objective.delta(base, rows.x_f, rows.x_s, rows.m)
+        target = torch.where(rows.turned[:, None, None, None], target, moved)  # a turned state has x_s in it already
+    loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, a_t)
+    if options.responsibility:
+        own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)
+        loss = loss * torch.where(rows.turned, 1.0, own)
+    return loss.mean()
 
 
 def retain_loss(
@@ -94,19 +139,6 @@ def retain_loss(
     with torch.no_grad(), adapter.off():
         teacher = denoiser.predict(x_t, t, condition)
     return objective.distil(denoiser.predict(x_t, t, condition), teacher).mean()
-
-
-def _endpoint_loss(
-    denoiser: Denoiser,
-    x: Tensor,
-    target: Tensor,
-    t: Tensor,
-    condition: Mapping[str, Tensor],
-    generator: torch.Generator,
-) -> Tensor:
-    t = t.to(x.device)
-    x_t = denoiser.noised(x, t, torch.randn(x.shape, generator=generator).to(x.device))
-    return objective.endpoint(denoiser.x_hat(x_t, t, condition), target, denoiser.schedule(t)[0]).mean()
 
 
 def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ s_t = t). Whatever the model predicts (ε, v or a velocity), x_hat is the clean 
 x_f is a forget picture, x_s its surrogate; the state is noised from x_f while the target is x_s.
 """
 
+import torch
 from torch import Tensor
 
 from hotfix.shapes import Latents, PerExample
@@ -39,3 +40,39 @@ def distil(out: Latents, teacher: Latents) -> PerExample:
         teacher: predictions of the unpatched model for the same states; carries no gradient.
     """
     return (out - teacher).square().mean(dim=(1, 2, 3))
+
+
+def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, m: Tensor) -> Latents:
+    r"""The unpatched model's own endpoint, moved by the edit: x_hat_base + m (x_s - x_f).
+
+    It is x_s where the base brings back x_f, and keeps the base's uncertainty where it does not, so no detail of the
+    surrogate is painted into states that have none.
+
+    Args:
+        x_hat_base: endpoints of the unpatched model, shape (B, C, H, W).
+        x_f: forget pictures, same shape.
+        x_s: their surrogates, same shape.
+        m: height of the calibrated window at each row's noise level, shape (B,), in [0, 1].
+    """
+    return x_hat_base + m[:, None, None, None] * (x_s - x_f)
+
+
+def responsibility(x_t: Latents, x_f: Latents, x_r: Latents, a_t: Tensor, s_t: Tensor) -> PerExample:
+    r"""How likely a noisy state came from x_f rather than from a retain picture, in [0, 1].
+
+        softmax over {x_f, x_r…} of  -‖x_t - a_t x‖² / (2 s_t²)
+
+    Args:
+        x_t: noisy states, shape (B, C, H, W).
+        x_f: each row's forget picture, same shape.
+        x_r: retain pictures, shape (R, C, H, W).
+        a_t: signal scale of each row, shape (B,) or (B, 1, 1, 1).
+        s_t: noise scale of each row, same shape.
+
+    Source: the posterior weight of the exact denoiser of a finite set; as in ReTrack, arXiv:2509.13007.
+    """
+    rows = []
+    for x, x_own, a, s in zip(x_t, x_f, a_t.flatten(), s_t.flatten(), strict=True):
+        apart = (x - a * torch.cat([x_own[None], x_r])).square().flatten(1).sum(dim=1)
+        rows.append(torch.softmax(-apart / (2 * s.square().clamp_min(1e-8)), dim=0)[0])
+    return torch.stack(rows)

@@ -29,6 +29,7 @@ PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
 SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
+WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -83,7 +84,12 @@ class Train(_Section):
     lr: Annotated[float, Field(gt=0)] = 4e-3
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 12
+    weight: WeightKind = "calibrated"
+    window: tuple[Probability, Probability] = (0.25, 0.75)
+    target: Literal["hard", "delta"] = "hard"
+    responsibility: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.25
+    dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.0
     surgery: SurgeryKind = "one-sided"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     memory: Annotated[int, Field(ge=1, le=64)] = 8

@@ -4,6 +4,7 @@ Every random draw of a step follows from (seed, step) alone, so a build that was
 the very same patch.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import forget_loss, neighbours, retain_loss
+from hotfix.losses import forget_loss, forget_rows, neighbours, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
-from hotfix.shapes import Flat
+from hotfix.shapes import Flat, Pictures
 from hotfix.surgery import Retained, combine
-from hotfix.trial import trial
+from hotfix.trial import drift, held_out, trial
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 50
@@ -51,6 +52,7 @@ def train(
     adapter: Adapter,
     options: Train,
     *,
+    drift_budget: float,
     checkpoint: Path | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, steps, facts: None,
 ) -> Trained:
@@ -62,6 +64,7 @@ def train(
         windows: the calibrated window of every target.
         adapter: freshly attached factors.
         options: the recipe's [train] section.
+        drift_budget: same-seed RMSE of other pictures, in [0, 1]; the retain weight follows it if `dual_rate` says so.
         checkpoint: where to keep (and find) the state of an unfinished run; None keeps none.
         progress: called with (step, steps, facts) after every step.
     """
@@ -75,9 +78,16 @@ def train(
     sizes = [p.numel() for p in adapter.parameters]
     seen = Retained.none(flat.data, options.memory if options.surgery == "orthogonal" else 0)
     average = flat.data.clone()
-    state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0}
+    state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0, "weight": options.retain_weight}
     if checkpoint is not None and checkpoint.is_file():
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
+
+    def kept() -> Pictures:
+        return held_out(denoiser, case, retain_rows, near_rows, options.seed)
+
+    if options.dual_rate:
+        with adapter.off():
+            base = kept()
 
     def passes() -> float:
         worst = -1.0
@@ -88,7 +98,8 @@ def train(
     while state["step"] < options.steps and state["passes"] < PASSES:
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
-        forget = forget_loss(denoiser, case, windows, conditions, options.batch, generator)
+        rows = forget_rows(denoiser, case, windows, conditions, options.batch, generator)
+        forget = forget_loss(denoiser, case, adapter, rows, options)
         g_f = _gradient(forget, adapter, accelerator)
         retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator)
         g_r = _gradient(retain, adapter, accelerator)
@@ -97,7 +108,7 @@ def train(
         state["conflicts"] += int(g_f @ G < 0)
         state["cosines"] += float(cosine(g_f, G))
         before = flat.data.clone()
-        flat.grad = combine(options.surgery, g_f, g_r, seen, sizes, options.retain_weight)
+        flat.grad = combine(options.surgery, g_f, g_r, seen, sizes, state["weight"])
         torch.nn.utils.clip_grad_norm_([flat], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / 10) * (1 - 0.9 * step / options.steps)
@@ -112,13 +123,21 @@ def train(
         if state["step"] % TRIAL_EVERY == 0:
             adapter.set_flat(average)
             state["passes"] = state["passes"] + 1 if passes() <= 0 else 0
+            if options.dual_rate:  # dual ascent on the constraint drift <= budget
+                over = drift(kept(), base) / drift_budget - 1
+                state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
             adapter.set_flat(flat.data)
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0:
             unfinished.keep(checkpoint, flat, average, optimizer, seen, state)
         progress(
             state["step"],
             options.steps,
-            {"forget": forget.item(), "retain": retain.item(), "conflicts": state["conflicts"] / state["step"]},
+            {
+                "forget": forget.item(),
+                "retain": retain.item(),
+                "conflicts": state["conflicts"] / state["step"],
+                "retain_weight": state["weight"],
+            },
         )
     adapter.set_flat(average)
     strength, passed = _smallest_strength(adapter, passes)

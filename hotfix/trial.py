@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hotfix.calibrate import Window
-from hotfix.case import Target
+from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
@@ -20,6 +20,7 @@ INSTEAD = 0.95  # of the pictures drawn for the target's caption
 MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no better
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
+DRIFT_ROWS = 16
 
 
 def trial(
@@ -58,3 +59,18 @@ def trial(
             if kind == "own" and level == 1.0:
                 worst = max(worst, INSTEAD - float((row < x_f_row).float().mean()))
     return worst
+
+
+def held_out(denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int) -> Pictures:
+    """Pictures of a few retain captions from held-out noise, half of them neighbours: drawn twice, they show drift."""
+    generator = torch.Generator().manual_seed(seed + 2 * HELD_OUT)
+    near = near_rows[torch.randint(len(near_rows), (DRIFT_ROWS // 2,), generator=generator)]
+    pick = torch.cat([near, torch.randint(len(case.retain), (DRIFT_ROWS // 2,), generator=generator)])
+    x_T = torch.randn((DRIFT_ROWS, *case.x_r.shape[1:]), generator=generator).to(case.x_r.device)
+    condition = {k: v[pick.to(v.device)] for k, v in rows.items()}
+    return denoiser.decode(denoiser.denoise(x_T, 1.0, condition, steps=STEPS, guidance=denoiser.guidance)).cpu()
+
+
+def drift(drawn: Pictures, base: Pictures) -> float:
+    """Mean same-seed RMSE of pixels in [0, 1]."""
+    return float((drawn - base).square().mean(dim=(1, 2, 3)).sqrt().mean()) / 2

@@ -11,6 +11,7 @@ from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError, StackError
 from hotfix.pictures import to_images
+from hotfix.recipe import Recipe
 from hotfix.stack import Stack
 
 
@@ -77,6 +78,27 @@ def test_the_checkpoint_of_another_build_is_not_used(tmp_path, family, pipe, mon
     steps = []
     build(recipe, pipe, checkpoint=tmp_path / "dist", progress=lambda step, *_: steps.append(step))
     assert steps[0] == 1
+
+
+@pytest.mark.parametrize(
+    "choice", [{"weight": "min-snr"}, {"target": "delta"}, {"responsibility": True}], ids=lambda c: next(iter(c))
+)
+def test_every_choice_of_the_objective_gives_another_patch(tmp_path, family, pipe, choice):
+    noisy = {"weight": "fixed", "window": (0.95, 1.0)}  # where it is open which picture a state came from
+    default = build(make_recipe(tmp_path, family, **noisy), pipe)
+    other = build(make_recipe(tmp_path, family, **noisy | choice), pipe)
+    assert other.manifest.digest != default.manifest.digest
+
+
+@pytest.mark.parametrize(("budget", "rises"), [(1e-6, True), (1.0, False)])
+def test_the_retain_weight_follows_the_drift_budget(tmp_path, family, pipe, monkeypatch, budget, rises):
+    monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)
+    recipe = make_recipe(tmp_path, family, dual_rate=0.5, lr=1e-2)
+    recipe = Recipe.parse(recipe.model_dump() | {"budget": {"drift": budget}}, folder=tmp_path)
+    weights = []
+    build(recipe, pipe, progress=lambda step, steps, facts: weights.append(facts["retain_weight"]))
+    first, last = weights[0], weights[-1]
+    assert last > first if rises else last < first
 
 
 def test_factors_have_alpha_equal_to_rank_and_only_plain_keys(patches):

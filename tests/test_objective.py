@@ -50,3 +50,28 @@ def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
     x_f, x_s, eps = torch.randn(3, 4, 4).unbind()
     x_t = a * x_f + s * eps
     torch.testing.assert_close((x_t - a * x_s) / s, eps + (a / s) * (x_f - x_s))
+
+
+def test_delta_is_the_surrogate_where_the_base_brings_the_target_back_and_the_base_where_the_window_is_shut():
+    x_f, x_s, base = torch.randn(3, 4, 3, 8, 8).unbind()
+    torch.testing.assert_close(objective.delta(x_f, x_f, x_s, torch.ones(4)), x_s)
+    assert torch.equal(objective.delta(base, x_f, x_s, torch.zeros(4)), base)
+
+
+def test_responsibility_is_certain_at_low_noise_and_a_fair_share_at_pure_noise():
+    x_f, x_r, eps = torch.randn(5, 3, 8, 8), torch.randn(9, 3, 8, 8), torch.randn(5, 3, 8, 8)
+    near = objective.responsibility(0.99 * x_f + 0.1 * eps, x_f, x_r, torch.full((5,), 0.99), torch.full((5,), 0.1))
+    torch.testing.assert_close(near, torch.ones(5))
+    far = objective.responsibility(eps, x_f, x_r, torch.zeros(5), torch.ones(5))
+    torch.testing.assert_close(far, torch.full((5,), 0.1))
+
+
+def test_responsibility_is_the_bayesian_posterior():
+    x_f, x_r, eps = torch.randn(2, 1, 2, 2), torch.randn(3, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    a, s = torch.tensor([0.6, 0.3]), torch.tensor([0.8, 0.95])
+    x_t = a[:, None, None, None] * x_f + s[:, None, None, None] * eps
+    for i in range(2):
+        normal = torch.distributions.Normal(0.0, s[i])
+        evidence = [normal.log_prob(x_t[i] - a[i] * x).sum().exp() for x in (x_f[i], *x_r)]
+        share = objective.responsibility(x_t, x_f, x_r, a, s)[i]
+        torch.testing.assert_close(share, evidence[0] / sum(evidence))
