@@ -36,6 +36,7 @@ def neighbours(case: Case) -> Tensor:
 class ForgetRows:
     """What the forget loss is taken on: B noisy states and where each should head for."""
 
+    which: list[int]  # target of every row
     x_t: Latents
     t: Tensor  # (B,)
     condition: Mapping[str, Tensor]
@@ -61,7 +62,7 @@ def forget_rows(
     kinds = [kind for kind in KINDS if kind in conditions]
     # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
     shares = [torch.tensor([KINDS[kind] * float(window.m[kind].max()) for kind in kinds]) for window in windows]
-    x, x_f, x_s, t, turned, m, picked = [], [], [], [], [], [], []
+    drawn, x, x_f, x_s, t, turned, m, picked = [], [], [], [], [], [], [], []
     for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
@@ -71,6 +72,7 @@ def forget_rows(
         way = turn if turns < TURNED else 0.0  # from x_f (0) to x_s (1)
         if kind == "own" and finishes < FINISH:
             way, level = 1.0, 1 - torch.rand(1, generator=generator)  # any t: the base cannot finish what it never saw
+        drawn.append(which)
         x.append(torch.lerp(one.x_f[0], instead, way))
         x_f.append(one.x_f[0])
         x_s.append(instead)
@@ -83,6 +85,7 @@ def forget_rows(
     level = torch.cat(t).to(start.device)
     x_t = denoiser.noised(start, level, torch.randn(start.shape, generator=generator).to(start.device))
     return ForgetRows(
+        drawn,
         x_t,
         level,
         _stack(picked),
@@ -94,7 +97,7 @@ def forget_rows(
 
 
 def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> Tensor:
-    """Mean endpoint error of the rows against x_s, or against the base's own endpoint moved by the edit."""
+    """Mean endpoint error of the rows against x_s, or against what `train.target` names instead."""
     a_t, s_t = denoiser.schedule(rows.t)
     target = rows.x_s
     if options.target == "delta":
@@ -102,6 +105,10 @@ def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRo
             base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
         moved = objective.delta(base, rows.x_f, rows.x_s, rows.m)
         target = torch.where(rows.turned[:, None, None, None], target, moved)  # a turned state has x_s in it already
+    elif options.target == "posterior":
+        sets = [case.targets[which].x_s for which in rows.which]
+        parts = zip(rows.x_t.split(1), sets, a_t.split(1), s_t.split(1), strict=True)
+        target = torch.cat([objective.posterior_mean(*part) for part in parts])
     loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, a_t)
     if options.responsibility:
         own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)

@@ -57,22 +57,33 @@ def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, m: Tensor) -> Latents
     return x_hat_base + m[:, None, None, None] * (x_s - x_f)
 
 
-def responsibility(x_t: Latents, x_f: Latents, x_r: Latents, a_t: Tensor, s_t: Tensor) -> PerExample:
-    r"""How likely a noisy state came from x_f rather than from a retain picture, in [0, 1].
-
-        softmax over {x_f, x_r…} of  -‖x_t - a_t x‖² / (2 s_t²)
+def posterior(x_t: Latents, x: Latents, a_t: Tensor, s_t: Tensor) -> Tensor:
+    r"""Which of some pictures a noisy state came from: softmax over x_i of -‖x_t - a_t x_i‖² / (2 s_t²), shape (B, N).
 
     Args:
         x_t: noisy states, shape (B, C, H, W).
-        x_f: each row's forget picture, same shape.
-        x_r: retain pictures, shape (R, C, H, W).
+        x: pictures, shape (N, C, H, W).
         a_t: signal scale of each row, shape (B,) or (B, 1, 1, 1).
         s_t: noise scale of each row, same shape.
 
-    Source: the posterior weight of the exact denoiser of a finite set; as in ReTrack, arXiv:2509.13007.
+    Source: the exact denoiser of a finite set weights its pictures so; ReTrack, arXiv:2509.13007.
     """
     rows = []
-    for x, x_own, a, s in zip(x_t, x_f, a_t.flatten(), s_t.flatten(), strict=True):
-        apart = (x - a * torch.cat([x_own[None], x_r])).square().flatten(1).sum(dim=1)
-        rows.append(torch.softmax(-apart / (2 * s.square().clamp_min(1e-8)), dim=0)[0])
+    for one, a, s in zip(x_t, a_t.flatten(), s_t.flatten(), strict=True):  # not at once: (B, N, P) may not fit
+        apart = (one - a * x).square().flatten(1).sum(dim=1)
+        rows.append(torch.softmax(-apart / (2 * s.square().clamp_min(1e-8)), dim=0))
     return torch.stack(rows)
+
+
+def posterior_mean(x_t: Latents, x: Latents, a_t: Tensor, s_t: Tensor) -> Latents:
+    r"""Where a model fitted to the pictures x alone would head from x_t: sum_i w_i x_i with the posterior weights.
+
+    At low noise that is the nearest of them, at pure noise their mean. Arguments as for `posterior`.
+    """
+    return torch.einsum("bn,nchw->bchw", posterior(x_t, x, a_t, s_t), x)
+
+
+def responsibility(x_t: Latents, x_f: Latents, x_r: Latents, a_t: Tensor, s_t: Tensor) -> PerExample:
+    """How likely each state came from its forget picture x_f (B, C, H, W) rather than from a retain picture x_r."""
+    rows = zip(x_t.split(1), x_f.split(1), a_t.flatten().split(1), s_t.flatten().split(1), strict=True)
+    return torch.cat([posterior(x, torch.cat([own, x_r]), a, s)[:, 0] for x, own, a, s in rows])

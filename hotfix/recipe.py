@@ -86,7 +86,7 @@ class Train(_Section):
     retain_batch: Annotated[int, Field(ge=1)] = 12
     weight: WeightKind = "calibrated"
     window: tuple[Probability, Probability] = (0.25, 0.75)
-    target: Literal["hard", "delta"] = "hard"
+    target: Literal["hard", "delta", "posterior"] = "hard"
     responsibility: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.25
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.0

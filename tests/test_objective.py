@@ -75,3 +75,11 @@ def test_responsibility_is_the_bayesian_posterior():
         evidence = [normal.log_prob(x_t[i] - a[i] * x).sum().exp() for x in (x_f[i], *x_r)]
         share = objective.responsibility(x_t, x_f, x_r, a, s)[i]
         torch.testing.assert_close(share, evidence[0] / sum(evidence))
+
+
+def test_the_posterior_mean_is_the_nearest_picture_at_low_noise_and_the_mean_at_pure_noise():
+    x, eps = torch.randn(6, 3, 8, 8), torch.randn(2, 3, 8, 8)
+    near = objective.posterior_mean(0.99 * x[:2] + 0.1 * eps, x, torch.full((2,), 0.99), torch.full((2,), 0.1))
+    torch.testing.assert_close(near, x[:2])
+    far = objective.posterior_mean(eps, x, torch.zeros(2), torch.ones(2))
+    torch.testing.assert_close(far, x.mean(dim=0).expand(2, -1, -1, -1))
