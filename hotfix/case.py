@@ -8,17 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotfix import pictures, surrogate
+from hotfix import editor, inpaint, pictures, surrogate
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
-from hotfix.errors import ForgetConflict
+from hotfix.errors import ForgetConflict, RecipeError
 from hotfix.pipeline import prompts as known_prompts
 from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
-from hotfix.similarity import Similarity, null, pixel, stranger, threshold
+from hotfix.similarity import Similarity, inside, null, pixel, stranger, threshold
 
 BANK_STEPS = 8  # denoising steps for a retain picture: it is a place to stand on, not a print
 MOST_PROMPTS = 512
+MASK_LEVEL = 0.5  # noise at which the base still brings back what it has memorised
 SAME = 0.95  # similarity over all pixels of two drawings of one picture; flags that differ by a star stay below
 
 
@@ -138,6 +139,17 @@ def _target(
             surrogates = surrogate.sdedit(denoiser, picture, plain, limit, recipe.surrogate.count, seed)
         case "nearest":
             surrogates = surrogate.nearest(bank, plain, limit, recipe.surrogate.count)
+        case "extrapolation":
+            surrogates = surrogate.extrapolate(denoiser, picture, bank, plain, limit, recipe.surrogate.count, seed)
+        case "inpaint":
+            mask = _mask(recipe, denoiser, picture, bank, plain, seed)
+            where = inside(picture, mask)
+            surrogates = inpaint.inpaint(
+                denoiser, picture, mask, where, null(where, bank), recipe.surrogate.count, seed
+            )
+        case "editor":
+            assert recipe.surrogate.editor is not None
+            surrogates = editor.edit(recipe.surrogate.editor, picture, plain, limit, recipe.surrogate.count, seed)
     similarity = pixel(picture, surrogates)
     usual = null(similarity, bank)
     tau = threshold(usual)
@@ -145,3 +157,14 @@ def _target(
     t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
     x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
     return Target(picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo)
+
+
+def _mask(recipe: Recipe, denoiser: Denoiser, picture: Picture, bank: Pictures, plain: Similarity, seed: int) -> Tensor:
+    """The region to redraw, (H, W) in [0, 1]: the recipe's, or the one that is the picture's own."""
+    if recipe.surrogate.mask:
+        (mask,) = pictures.load(recipe.files([recipe.surrogate.mask], "surrogate.mask"), denoiser.size)
+        mask = (mask.mean(dim=0) + 1) / 2
+        if not bool((mask > 0.5).any()):
+            raise RecipeError("surrogate.mask has no white in it", hint="white is where the base may redraw")
+        return mask
+    return inpaint.region(denoiser, picture, bank, plain(bank), MASK_LEVEL, seed)

@@ -20,8 +20,10 @@ def path(folder: Path, recipe: Recipe, model: nn.Module) -> Path:
     numbers = sketch({name: p for name, p in model.named_parameters() if p.dim() > 1})
     weights = {name: round(number, 3) for name, number in numbers.items()}  # the last digits vary with the threads
     digest = hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), weights], sort_keys=True).encode())
-    for section in ("forget", "surrogate", "retain"):
-        for file in recipe.files(getattr(recipe, section).images, f"{section}.images"):
+    named = {f"{section}.images": getattr(recipe, section).images for section in ("forget", "surrogate", "retain")}
+    named["surrogate.mask"] = [recipe.surrogate.mask] if recipe.surrogate.mask else []
+    for key, patterns in named.items():
+        for file in recipe.files(patterns, key):
             digest.update(file.read_bytes())
     return folder / f"{recipe.name}-{recipe.version}-{digest.hexdigest()[:12]}.state"
 

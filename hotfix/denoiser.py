@@ -180,11 +180,20 @@ class Denoiser:
 
     @torch.no_grad()
     def denoise(
-        self, x_t: Latents, t: float, condition: Mapping[str, Tensor], *, steps: int, guidance: float = 1.0
+        self,
+        x_t: Latents,
+        t: float,
+        condition: Mapping[str, Tensor],
+        *,
+        steps: int,
+        guidance: float = 1.0,
+        keep: tuple[Latents, Tensor] | None = None,
     ) -> Latents:
         """From noise level t to a clean latent in `steps` deterministic steps (DDIM; for a flow that is Euler).
 
-        Guidance other than 1 needs twice the forward passes: one for the caption, one for the empty caption.
+        Guidance other than 1 needs twice the forward passes: one for the caption, one for the empty caption. `keep` is
+        a known latent (1, C, H, W) and a mask (1, 1, H, W), 1 where the base may draw: elsewhere every state on the way
+        is the known latent at that noise level (after RePaint, Lugmayr et al. 2022, arXiv:2201.09865).
         """
         times = torch.linspace(t, 0.0, steps + 1)
         empty = self.embed([""]) if guidance != 1.0 else {}
@@ -193,6 +202,10 @@ class Denoiser:
             x = x_t[first : first + BATCH]
             rows = {k: v[first : first + BATCH] for k, v in condition.items()}
             null = {k: v.expand(len(x), *v.shape[1:]) for k, v in empty.items()}
+            if keep is not None:
+                known, mask = keep
+                a_t, s_t = self.schedule(times[:1].expand(len(x)).to(x.device))
+                eps = (x - a_t * known) / s_t
             for now, then in pairwise(times):
                 at = now.expand(len(x)).to(x.device)
                 x0 = self.x_hat(x, at, rows)
@@ -204,6 +217,9 @@ class Denoiser:
                 a, s = self.schedule(at)
                 a_then, s_then = self.schedule(then.expand(len(x)).to(x.device))
                 x = a_then * x0 + s_then * (x - a * x0) / s.clamp_min(1e-6) if then > 0 else x0
+                if keep is not None:
+                    there = a_then * known + s_then * eps if then > 0 else known
+                    x = mask * x + (1 - mask) * there
             clean.append(x)
         return torch.cat(clean)
 

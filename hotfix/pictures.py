@@ -53,6 +53,11 @@ def _load_image(image: Image.Image, height: int, width: int, name: str) -> Pictu
     image = image.convert("RGB")
     if image.width > width:
         image = image.resize((width, height), Image.Resampling.LANCZOS)
+    return from_image(image)
+
+
+def from_image(image: Image.Image) -> Picture:
+    """An RGB picture as pixels in [-1, 1], shape (3, H, W)."""
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 

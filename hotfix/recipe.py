@@ -31,6 +31,7 @@ PatchRequirement = Annotated[str, AfterValidator(_requirement)]
 SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Revision = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
 
 
 class _Section(BaseModel):
@@ -41,7 +42,7 @@ class Base(_Section):
     """The model to patch, and how it is called in production: the patch is measured under exactly that call."""
 
     pipeline: str
-    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")] = ""
+    revision: Revision = ""
     call: dict[str, int | float | str] = {}
 
 
@@ -53,12 +54,22 @@ class Forget(_Section):
     scope: Literal["any"] = "any"
 
 
+class Editor(_Section):
+    """A diffusers pipeline that edits pictures: it is called with `image` and these arguments."""
+
+    pipeline: str
+    revision: Revision = ""
+    call: dict[str, int | float | str] = {}
+
+
 class Surrogate(_Section):
     """What should come instead."""
 
-    kind: Literal["files", "sdedit", "nearest"] = "sdedit"
+    kind: Literal["files", "sdedit", "nearest", "inpaint", "extrapolation", "editor"] = "sdedit"
     images: list[str] = []
     count: Annotated[int, Field(ge=1, le=16)] = 4
+    mask: str = ""
+    editor: Editor | None = None
 
 
 class Similarity(_Section):
@@ -154,6 +165,11 @@ class Recipe(_Section):
                 f"{name}: surrogate.kind is files, but surrogate.images is empty",
                 hint='name the replacement pictures, or say kind = "sdedit" and the base edits the picture itself',
             )
+        if recipe.surrogate.kind == "editor" and recipe.surrogate.editor is None:
+            raise RecipeError(
+                f"{name}: surrogate.kind is editor, but there is no [surrogate.editor]",
+                hint='name its pipeline and call: editor = { pipeline = "…", revision = "…", call = { prompt = "…" } }',
+            )
         recipe._folder = folder
         return recipe
 
@@ -177,6 +193,7 @@ class Recipe(_Section):
         data = self.model_dump(mode="json")
         for section in ("forget", "surrogate", "retain"):
             data[section]["images"] = []
+        data["surrogate"]["mask"] = ""
         if not data["base"]["pipeline"].startswith("hotfix:") and Path(data["base"]["pipeline"]).exists():
             data["base"]["pipeline"] = Path(data["base"]["pipeline"]).name
         return data

@@ -29,6 +29,11 @@ def pixel(target: Picture, surrogates: Pictures | None = None) -> Similarity:
     w = torch.ones(target.shape[-2:])
     if surrogates is not None:
         w = (surrogates - target).abs().mean(dim=(0, 1))
+    return inside(target, w)
+
+
+def inside(target: Picture, w: Tensor) -> Similarity:
+    """1 - RMSE of the pixels in [0, 1], each counted by a weight (H, W) ≥ 0 that is not zero everywhere."""
     w = w / w.sum()
 
     def similarity(pictures: Pictures) -> PerExample:

@@ -10,6 +10,8 @@ from hotfix.similarity import Similarity
 CANDIDATES = 8  # edits drawn at every strength that is tried
 BISECTIONS = 5
 STEPS = 12  # denoising steps of an edit
+NEIGHBOURS = 16
+TOUCH_UP = 0.3  # noise level
 
 
 def check_files(surrogates: Pictures, similarity: Similarity, tau: float) -> None:
@@ -84,3 +86,49 @@ def nearest(bank: Pictures, similarity: Similarity, limit: float, count: int) ->
     if not len(others):
         raise RecipeError("no retain picture differs enough from the forget picture", hint="raise retain.size")
     return others[like[like < limit].argsort(descending=True)][:count]
+
+
+def extrapolate(
+    denoiser: Denoiser, picture: Picture, bank: Pictures, similarity: Similarity, limit: float, count: int, seed: int
+) -> Pictures:
+    """Away from x_f in latent space, through the mean μ of its nearest neighbours and past it if need be.
+
+        x_s = x_f + β (μ - x_f), the smallest β in [0, 2] that passes; then a weak SDEdit, towards what the base knows
+
+    Args:
+        denoiser: the unpatched base.
+        picture: x_f.
+        bank: retain pictures.
+        similarity: to x_f.
+        limit: an edit passes below this similarity.
+        count: surrogates wanted; they differ by the noise of the SDEdit.
+        seed: of that noise.
+
+    Raises:
+        RecipeError: nothing passes, even at β = 2.
+
+    Source: the target latents of GUIDE, Seo et al. 2024 (arXiv:2405.09879), with its distance found, not set.
+    """
+    near = bank[similarity(bank).topk(min(NEIGHBOURS, len(bank))).indices]
+    x_f, mean = denoiser.encode(picture[None]), denoiser.encode(near).mean(dim=0, keepdim=True)
+    empty = {k: v.expand(count, *v.shape[1:]) for k, v in denoiser.embed([""]).items()}
+    t = torch.full((count,), TOUCH_UP, device=x_f.device)
+    eps = torch.randn((count, *x_f.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x_f.device)
+
+    def edits(beta: float) -> Pictures:
+        x = torch.lerp(x_f, mean, beta).expand(count, -1, -1, -1)
+        return denoiser.decode(denoiser.denoise(denoiser.noised(x, t, eps), TOUCH_UP, empty, steps=STEPS)).cpu()
+
+    low, high = 0.0, 2.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if bool((similarity(edits(middle)) < limit).all()) else (middle, high)
+    found = edits(high)
+    like = similarity(found)
+    if not bool((like < limit).any()):
+        raise RecipeError(
+            f"nothing on the way past the neighbours differs enough (best {float(like.min()):.3f})",
+            wanted=f"similarity below {limit:.3f}",
+            hint='let the base edit the picture instead: surrogate.kind = "sdedit"',
+        )
+    return found[like < limit][like[like < limit].argsort(descending=True)]

@@ -180,16 +180,3 @@ def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):
     Stack.of(patches[1]).apply(pipe)
     with pytest.raises(StackError, match="quarters-2 is on"):
         build(recipe, pipe)
-
-
-@pytest.mark.parametrize("kind", ["sdedit", "nearest"])
-def test_the_base_makes_its_own_surrogates(tmp_path, family, pipe, kind):
-    recipe = make_recipe(tmp_path, family).model_dump()
-    from hotfix.recipe import Recipe
-
-    recipe["surrogate"] = {"kind": kind, "count": 3}
-    made = Recipe.parse(recipe, folder=tmp_path)
-    target = cases.prepare(made, Denoiser(pipe, made.base.call)).targets[0]
-    assert 1 <= len(target.surrogates) <= 3
-    assert not target.returned(target.surrogates).any()
-    build(made, pipe)

@@ -1,0 +1,133 @@
+"""Surrogates: near the forget picture, no longer it, and made by nothing but the base or the editor that was named."""
+
+import pico
+import pytest
+import torch
+from conftest import make_recipe, picture
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from hotfix import inpaint
+from hotfix.case import prepare
+from hotfix.denoiser import Denoiser
+from hotfix.editor import edit
+from hotfix.errors import RecipeError
+from hotfix.pictures import from_image
+from hotfix.recipe import Editor, Recipe
+from hotfix.similarity import pixel
+
+
+@pytest.fixture
+def denoiser(family, pipe):
+    return Denoiser(pipe, pico.CALLS[family])
+
+
+def recipe_of_kind(folder, family, **surrogate):
+    recipe = make_recipe(folder, family)
+    data = recipe.model_dump() | {"surrogate": {"count": 3} | surrogate}
+    return Recipe.parse(data, folder=folder)
+
+
+@pytest.mark.parametrize("kind", ["sdedit", "nearest", "extrapolation"])
+def test_the_base_makes_its_own_surrogates(tmp_path, family, denoiser, kind):
+    (target,) = prepare(recipe_of_kind(tmp_path, family, kind=kind), denoiser).targets
+    assert 1 <= len(target.surrogates) <= 3
+    assert not target.returned(target.surrogates).any()
+
+
+def test_denoising_with_a_mask_keeps_what_is_outside(denoiser):
+    known = torch.randn(1, *denoiser.latent_shape)
+    mask = torch.zeros(1, 1, *known.shape[-2:])
+    mask[..., :8, :] = 1
+    rows = denoiser.embed(["a"] * 2)
+    x_t = denoiser.noised(known, torch.full((2,), 0.8), torch.randn(2, *known.shape[1:]))
+    drawn = denoiser.denoise(x_t, 0.8, rows, steps=3, keep=(known, mask))
+    assert torch.equal(drawn[:, :, 8:], known.expand(2, -1, -1, -1)[:, :, 8:])
+    assert not torch.allclose(drawn[:, :, :8], known.expand(2, -1, -1, -1)[:, :, :8], atol=0.1)
+    free = denoiser.denoise(x_t, 0.8, rows, steps=3)
+    assert torch.equal(denoiser.denoise(x_t, 0.8, rows, steps=3, keep=(known, torch.ones_like(mask))), free)
+
+
+def test_an_inpainted_surrogate_is_the_picture_but_for_the_mask(tmp_path):
+    mask = torch.zeros(pico.SIDE, pico.SIDE)
+    mask[4:12, 4:12] = 1
+    Image.fromarray((255 * mask).byte().numpy()).save(tmp_path / "mask.png")
+    recipe = recipe_of_kind(tmp_path, "ddpm", kind="inpaint", mask="mask.png")
+    (target,) = prepare(recipe, Denoiser(pico.ddpm(), pico.CALLS["ddpm"])).targets
+    assert (target.surrogates - target.picture)[:, :, mask == 0].abs().max() < 1e-5
+    assert not target.returned(target.surrogates).any()
+    assert recipe.public()["surrogate"]["mask"] == ""
+
+
+def test_the_mask_is_where_the_neighbours_look_otherwise():
+    """At almost no noise any base brings the picture back, so only the neighbours decide: one corner of it."""
+    x = from_image(picture(1))
+    neighbours = x.expand(8, -1, -1, -1).clone()
+    neighbours[:, :, 2:6, 9:13] = -x[:, 2:6, 9:13]
+    mask = inpaint.region(Denoiser(pico.ddpm(), {}), x, neighbours, pixel(x)(neighbours), t=0.01, seed=0)
+    wanted = torch.zeros(16, 16)
+    wanted[1:7, 8:14] = 1
+    assert torch.equal(mask, wanted)
+
+
+def test_a_mask_without_white_is_refused(tmp_path, family, denoiser):
+    Image.new("L", (pico.SIDE, pico.SIDE)).save(tmp_path / "mask.png")
+    with pytest.raises(RecipeError, match="no white"):
+        prepare(recipe_of_kind(tmp_path, family, kind="inpaint", mask="mask.png"), denoiser)
+
+
+def editor_pipeline():
+    """A real instruct-style editor with random weights."""
+    torch.manual_seed(0)
+    sd3 = pico.sd3()
+    text = CLIPTextConfig(
+        vocab_size=6, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=4, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=16
+    )  # fmt: skip
+    return StableDiffusionInstructPix2PixPipeline(
+        vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=sd3.tokenizer, unet=unet.eval(),
+        scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def editor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("editor")
+    editor_pipeline().save_pretrained(folder)
+    return folder
+
+
+def edits(folder, limit=0.99, **call):
+    asked = Editor(pipeline=str(folder), call={"prompt": "a", "num_inference_steps": 2} | call)
+    x = from_image(picture(1))
+    return x, edit(asked, x, pixel(x), limit, 3, seed=0)
+
+
+def test_an_editing_pipeline_makes_surrogates_the_nearest_first(editor):
+    x, found = edits(editor)
+    assert found.shape == (3, *x.shape)
+    assert pixel(x)(found).diff().max() <= 0
+    torch.testing.assert_close(edits(editor)[1], found)
+
+
+@pytest.mark.parametrize(
+    ("call", "limit", "words"),
+    [({"num_inference_steps": "many"}, 0.99, "cannot be called so"), ({}, 0.1, "none of 6 edits differs enough")],
+)
+def test_an_editor_that_fails_ends_in_a_sentence(editor, call, limit, words):
+    with pytest.raises(RecipeError, match=words):
+        edits(editor, limit, **call)
+
+
+def test_an_editor_must_be_named(tmp_path, family):
+    with pytest.raises(RecipeError, match=r"no \[surrogate.editor\]"):
+        recipe_of_kind(tmp_path, family, kind="editor")
