@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotfix import editor, inpaint, pictures, surrogate
+from hotfix import editor, embedding, inpaint, pictures, surrogate
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError
@@ -128,35 +128,50 @@ def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
 def _target(
     recipe: Recipe, denoiser: Denoiser, picture: Picture, given: Pictures | None, bank: Pictures, seed: int
 ) -> Target:
-    plain = pixel(picture)
-    limit = null(plain, bank)
-    match recipe.surrogate.kind:
-        case "files":
-            assert given is not None
-            surrogate.check_files(given, plain, (1 + threshold(limit)) / 2)
-            surrogates = given
-        case "sdedit":
-            surrogates = surrogate.sdedit(denoiser, picture, plain, limit, recipe.surrogate.count, seed)
-        case "nearest":
-            surrogates = surrogate.nearest(bank, plain, limit, recipe.surrogate.count)
-        case "extrapolation":
-            surrogates = surrogate.extrapolate(denoiser, picture, bank, plain, limit, recipe.surrogate.count, seed)
-        case "inpaint":
-            mask = _mask(recipe, denoiser, picture, bank, plain, seed)
-            where = inside(picture, mask)
-            surrogates = inpaint.inpaint(
-                denoiser, picture, mask, where, null(where, bank), recipe.surrogate.count, seed
-            )
-        case "editor":
-            assert recipe.surrogate.editor is not None
-            surrogates = editor.edit(recipe.surrogate.editor, picture, plain, limit, recipe.surrogate.count, seed)
-    similarity = pixel(picture, surrogates)
+    wanted = recipe.similarity
+    seen = None
+    if wanted.kind != "pixel":
+        seen = embedding.cosine(embedding.embedder(wanted, recipe.place(wanted.path)), picture)
+    surrogates = _surrogates(recipe, denoiser, picture, given, bank, seen, seed)
+    similarity = seen or pixel(picture, surrogates)
     usual = null(similarity, bank)
-    tau = threshold(usual)
+    tau = wanted.tau or threshold(usual)
     unseen = pixel(stranger(picture))
     t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
     x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
     return Target(picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo)
+
+
+def _surrogates(
+    recipe: Recipe,
+    denoiser: Denoiser,
+    picture: Picture,
+    given: Pictures | None,
+    bank: Pictures,
+    seen: Similarity | None,
+    seed: int,
+) -> Pictures:
+    """What the recipe wants instead; `seen` is the similarity it names, if that is not by pixels."""
+    plain = seen or pixel(picture)
+    limit, count = null(plain, bank), recipe.surrogate.count
+    match recipe.surrogate.kind:
+        case "files":
+            assert given is not None
+            surrogate.check_files(given, pixel(picture), (1 + threshold(null(pixel(picture), bank))) / 2)
+            return given
+        case "sdedit":
+            return surrogate.sdedit(denoiser, picture, plain, limit, count, seed)
+        case "nearest":
+            return surrogate.nearest(bank, plain, limit, count)
+        case "extrapolation":
+            return surrogate.extrapolate(denoiser, picture, bank, plain, limit, count, seed)
+        case "inpaint":
+            mask = _mask(recipe, denoiser, picture, bank, pixel(picture), seed)
+            where = seen or inside(picture, mask)
+            return inpaint.inpaint(denoiser, picture, mask, where, null(where, bank), count, seed)
+        case "editor":
+            assert recipe.surrogate.editor is not None
+            return editor.edit(recipe.surrogate.editor, picture, plain, limit, count, seed)
 
 
 def _mask(recipe: Recipe, denoiser: Denoiser, picture: Picture, bank: Pictures, plain: Similarity, seed: int) -> Tensor:

@@ -73,9 +73,15 @@ class Surrogate(_Section):
 
 
 class Similarity(_Section):
-    """How alike two pictures are."""
+    """How alike two pictures are: by pixels, or by the embeddings of a network on this machine."""
 
-    kind: Literal["pixel"] = "pixel"
+    kind: Literal["pixel", "torchscript", "transformers", "plugin"] = "pixel"
+    path: str = ""
+    name: str = ""
+    size: Annotated[int, Field(ge=8)] = 224
+    mean: float = 0.5
+    std: Annotated[float, Field(gt=0)] = 0.5
+    tau: Probability | None = None
 
 
 class Retain(_Section):
@@ -165,6 +171,11 @@ class Recipe(_Section):
                 f"{name}: surrogate.kind is files, but surrogate.images is empty",
                 hint='name the replacement pictures, or say kind = "sdedit" and the base edits the picture itself',
             )
+        if recipe.similarity.kind in ("torchscript", "transformers") and not recipe.similarity.path:
+            raise RecipeError(
+                f"{name}: similarity.kind is {recipe.similarity.kind}, but similarity.path is empty",
+                hint="name the file or folder of the network; nothing is downloaded",
+            )
         if recipe.surrogate.kind == "editor" and recipe.surrogate.editor is None:
             raise RecipeError(
                 f"{name}: surrogate.kind is editor, but there is no [surrogate.editor]",
@@ -188,12 +199,17 @@ class Recipe(_Section):
             found += matches
         return found
 
+    def place(self, path: str) -> Path:
+        """A file or folder named in the recipe, relative to it."""
+        return self._folder / path
+
     def public(self) -> dict[str, Any]:
         """The recipe without local paths or names of people's files, as the manifest keeps it."""
         data = self.model_dump(mode="json")
         for section in ("forget", "surrogate", "retain"):
             data[section]["images"] = []
         data["surrogate"]["mask"] = ""
+        data["similarity"]["path"] = Path(data["similarity"]["path"]).name
         if not data["base"]["pipeline"].startswith("hotfix:") and Path(data["base"]["pipeline"]).exists():
             data["base"]["pipeline"] = Path(data["base"]["pipeline"]).name
         return data

@@ -1,0 +1,103 @@
+"""A similarity by a network: a TorchScript file, a saved vision model, or what another package offers."""
+
+import pico
+import pytest
+import torch
+from conftest import make_recipe, picture
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from hotfix import embedding
+from hotfix.case import prepare
+from hotfix.denoiser import Denoiser
+from hotfix.errors import RecipeError
+from hotfix.pictures import from_image
+from hotfix.recipe import Recipe
+
+SEEN = torch.stack([from_image(picture(seed)) for seed in range(6)])
+
+
+@pytest.fixture
+def torchscript(tmp_path):
+    """A small convolutional embedder that wants pixels from 0 to 255."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    torch.jit.script(network).save(str(tmp_path / "embedder.ts"))
+    return {"kind": "torchscript", "path": "embedder.ts", "size": 24, "mean": 0.0, "std": 1 / 255}
+
+
+@pytest.fixture
+def transformers(tmp_path):
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(tmp_path / "vision")
+    side = {"height": 16, "width": 16}
+    CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False).save_pretrained(tmp_path / "vision")
+    return {"kind": "transformers", "path": "vision"}
+
+
+def recipe_with(folder, similarity, **more):
+    data = make_recipe(folder, "ddpm").model_dump() | {"similarity": similarity} | more
+    return Recipe.parse(data, folder=folder)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "transformers"])
+def test_a_picture_is_itself_and_each_is_judged_alone(tmp_path, kind, request):
+    recipe = recipe_with(tmp_path, request.getfixturevalue(kind))
+    embed = embedding.embedder(recipe.similarity, recipe.place(recipe.similarity.path))
+    like = embedding.cosine(embed, SEEN[2])(SEEN)
+    assert like.shape == (6,) and like.argmax() == 2
+    torch.testing.assert_close(like[2], torch.tensor(1.0))
+    alone = torch.cat([embedding.cosine(embed, SEEN[2])(one[None]) for one in SEEN])
+    torch.testing.assert_close(like, alone)
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "transformers"])
+def test_targets_are_recognised_by_the_network_of_the_recipe(tmp_path, kind, request):
+    recipe = recipe_with(tmp_path, request.getfixturevalue(kind) | {"tau": 0.9999})
+    (target,) = prepare(recipe, Denoiser(pico.ddpm(), pico.CALLS["ddpm"])).targets
+    assert target.tau == 0.9999
+    assert target.returned(torch.stack([target.picture, SEEN[4]])).tolist() == [True, False]
+    assert "/" not in recipe.public()["similarity"]["path"]
+
+
+def test_pixels_reach_a_torchscript_network_as_the_recipe_says(tmp_path):
+    torch.jit.script(nn.Flatten()).save(str(tmp_path / "as-is.ts"))
+    embed = embedding.torchscript(tmp_path / "as-is.ts", size=16, mean=0.0, std=1 / 255)
+    torch.testing.assert_close(embed(SEEN).reshape_as(SEEN), (SEEN + 1) * 127.5, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("similarity", "words"),
+    [
+        ({"kind": "torchscript"}, "similarity.path is empty"),
+        ({"kind": "torchscript", "path": "nothing.ts"}, "cannot load nothing.ts"),
+        ({"kind": "torchscript", "path": "recipe.txt"}, "cannot load recipe.txt"),
+        ({"kind": "transformers", "path": "nothing"}, "cannot load nothing"),
+        ({"kind": "plugin", "name": "nothing"}, "no installed package offers 'nothing'"),
+    ],
+)
+def test_a_network_that_is_not_there_ends_in_a_sentence(tmp_path, similarity, words):
+    (tmp_path / "recipe.txt").write_text("no network")
+    with pytest.raises(RecipeError, match=words):
+        prepare(recipe_with(tmp_path, similarity), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+
+
+def test_a_plugin_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    package = tmp_path / "site"
+    (package / "brightness-1.dist-info").mkdir(parents=True)
+    (package / "brightness-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: brightness\nVersion: 1\n"
+    )
+    (package / "brightness-1.dist-info" / "entry_points.txt").write_text(
+        "[hotfix.embedders]\nbrightness = brightness:embedder\n"
+    )
+    (package / "brightness.py").write_text(
+        "def embedder(path):\n    return lambda pictures: pictures.mean(dim=(2, 3)) + 1\n"
+    )
+    monkeypatch.syspath_prepend(str(package))
+    recipe = recipe_with(tmp_path, {"kind": "plugin", "name": "brightness"})
+    embed = embedding.embedder(recipe.similarity, recipe.place(""))
+    torch.testing.assert_close(embed(SEEN), SEEN.mean(dim=(2, 3)) + 1)
