@@ -84,14 +84,15 @@ def build(
 def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:
     target = case.targets[i]
     if options.weight != "calibrated":
-        return chosen(denoiser, case.caption_kinds(), options.weight, options.window, target.t_lo)
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.caption_kinds().items()}
+        return chosen(denoiser, case.forget_kinds(), options.weight, options.window, target.t_lo)
+    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
+    strangers = (~case.twins).nonzero().flatten()
     return calibrate(
         denoiser,
         target.x_f,
-        case.x_r,
+        case.x_r[strangers.to(case.x_r.device)],
         conditions,
-        denoiser.embed(case.retain_captions),
+        denoiser.embed([case.retain_captions[i] for i in strangers.tolist()]),
         target.similarity,
         target.t_lo,
         options.seed,

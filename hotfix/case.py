@@ -50,12 +50,24 @@ class Case:
     retain_captions: tuple[str, ...]  # one for every row of the bank
     retain: Pictures
     x_r: Latents
+    twins: Tensor  # (R,) bool: rows of the bank that draw a target and must stay, with scope = "caption"
+    scope: str = "any"  # "caption": the target is suppressed under its own captions and stays under all others
+
+    @property
+    def strangers(self) -> Pictures:
+        """The pictures of the bank that are not the target."""
+        return self.retain[~self.twins]
 
     def caption_kinds(self) -> dict[str, list[str]]:
         """The captions a target is tried under: its own (if there are any), none, and other pictures'."""
         others = sorted(set(self.retain_captions) - {""})
         kinds = {"own": list(self.captions), "empty": [""], "random": others}
         return {kind: captions for kind, captions in kinds.items() if captions}
+
+    def forget_kinds(self) -> dict[str, list[str]]:
+        """The captions it is suppressed under."""
+        kinds = self.caption_kinds()
+        return {"own": kinds["own"]} if self.scope == "caption" else kinds
 
 
 def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
@@ -73,21 +85,31 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
     captions, bank = _bank(recipe, denoiser)
     alike = torch.stack([_drawn(picture, captions, bank) for picture in forget]).any(dim=0)
     clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
-    if clashes:
+    scope = recipe.forget.scope
+    if clashes and scope == "any":
         named = ", ".join(repr(caption) for caption in clashes[:5])
         raise ForgetConflict(
             f"the base also draws a forget picture for the caption {named}",
             wanted="a forget picture that no other caption needs",
-            hint="if that drawing is wrong too, add the caption to forget.captions; "
-            "if it is right, this picture cannot be suppressed for every caption",
+            hint="if that drawing is wrong too, add the caption to forget.captions; if it is right, "
+            'suppress the picture under its own captions only: forget.scope = "caption"',
         )
-    keep = (~alike).nonzero().flatten()
-    bank, captions = bank[keep], [captions[i] for i in keep.tolist()]
+    strangers = bank[~alike]
+    if scope == "caption":  # the same picture has a right to be there under every other caption, and under none
+        bank, captions = torch.cat([bank, forget]), [*captions, *[""] * len(forget)]
+        alike = torch.cat([alike, torch.ones(len(forget), dtype=torch.bool)])
+    else:
+        bank, captions = (
+            strangers,
+            [caption for caption, same in zip(captions, alike.tolist(), strict=True) if not same],
+        )
+        alike = torch.zeros(len(bank), dtype=torch.bool)
     targets = tuple(
-        _target(recipe, denoiser, picture, _own(given, i, len(forget)), bank, seed + i)
+        _target(recipe, denoiser, picture, _own(given, i, len(forget)), strangers, seed + i)
         for i, picture in enumerate(forget)
     )
-    return Case(targets, tuple(recipe.forget.captions), tuple(captions), bank, denoiser.encode(bank))
+    own = tuple(recipe.forget.captions)
+    return Case(targets, own, tuple(captions), bank, denoiser.encode(bank), alike, scope)
 
 
 def _drawn(picture: Picture, captions: list[str], bank: Pictures) -> Tensor:

@@ -51,7 +51,7 @@ class Forget(_Section):
 
     images: Annotated[list[str], Field(min_length=1)]
     captions: list[str] = []
-    scope: Literal["any"] = "any"
+    scope: Literal["any", "caption"] = "any"
 
 
 class Editor(_Section):
@@ -170,6 +170,11 @@ class Recipe(_Section):
             raise RecipeError(
                 f"{name}: surrogate.kind is files, but surrogate.images is empty",
                 hint='name the replacement pictures, or say kind = "sdedit" and the base edits the picture itself',
+            )
+        if recipe.forget.scope == "caption" and not recipe.forget.captions:
+            raise RecipeError(
+                f"{name}: forget.scope is caption, but forget.captions is empty",
+                hint='name the captions it shall act under, or say scope = "any"',
             )
         if recipe.similarity.kind in ("torchscript", "transformers") and not recipe.similarity.path:
             raise RecipeError(

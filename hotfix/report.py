@@ -110,6 +110,7 @@ class Report(_Part):
     replays: list[Replay]
     diffusion: list[Diffusion]
     retain: Retain
+    scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float
     attacks_run: list[str]
@@ -122,7 +123,7 @@ class Report(_Part):
         found = [
             f"return rate, {r.caption} caption: at most {r.after.upper:.2%} (95%), budget {self.budget_return_rate:.2%}"
             for r in self.replays
-            if r.after.upper > self.budget_return_rate
+            if (self.scope == "any" or r.caption == "own") and r.after.upper > self.budget_return_rate
         ]
         if self.retain.drift_rmse > self.budget_drift:
             found.append(f"drift {self.retain.drift_rmse:.4f}, budget {self.budget_drift:.4f}")

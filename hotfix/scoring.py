@@ -91,6 +91,7 @@ def score(
         replays=replays,
         diffusion=diffusion,
         retain=retain,
+        scope=case.scope,
         budget_return_rate=recipe.budget.return_rate,
         budget_drift=recipe.budget.drift,
         attacks_run=[
@@ -126,7 +127,7 @@ def _replay(
     surrogate = None
     if kind == "own":
         surrogates = torch.cat([target.surrogates for target in case.targets])
-        known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.retain])
+        known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.strangers])
         surrogate = Rate.of(int((nearest(after, known) < len(surrogates)).sum()), n)
     return Replay(caption=kind, before=_any_return(case, before), after=_any_return(case, after), surrogate=surrogate)
 
@@ -168,10 +169,14 @@ def _level(
 
 
 def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Gallery | None) -> Retain:
-    captions = list(dict.fromkeys(case.retain_captions)) if denoiser.captioned else list(case.retain_captions)
+    captions = list(case.retain_captions)
+    if denoiser.captioned:
+        captions = [caption for caption in dict.fromkeys(captions) if caption] or [""]
     seeds = [seed + KEEP + i for i in range(len(captions))]
     before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     kept = ~torch.stack([target.returned(before) for target in case.targets]).any(dim=0)
+    if case.scope == "caption":
+        kept[:] = True  # the target itself must stay under these captions
     before, after = before[kept], after[kept]
     captions = [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
     if gallery is not None:

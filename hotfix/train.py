@@ -69,7 +69,7 @@ def train(
         progress: called with (step, steps, facts) after every step.
     """
     accelerator = Accelerator()
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.caption_kinds().items()}
+    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
     retain_rows = denoiser.embed(case.retain_captions)
     near_rows = neighbours(case)
     flat = torch.nn.Parameter(adapter.flat())
@@ -92,7 +92,7 @@ def train(
     def passes() -> float:
         worst = -1.0
         for target, window in zip(case.targets, windows, strict=True):
-            worst = max(worst, trial(denoiser, target, case.retain, conditions, window, options.seed))
+            worst = max(worst, trial(denoiser, target, case.strangers, conditions, window, options.seed))
         return worst
 
     while state["step"] < options.steps and state["passes"] < PASSES:

@@ -161,6 +161,22 @@ def test_a_picture_wanted_for_another_caption_is_a_conflict_that_names_it(tmp_pa
     assert not trained
 
 
+def test_with_caption_scope_the_same_picture_stays_elsewhere(tmp_path):
+    """No conflict: it is retained under the caption that rightly draws it, and forgotten under its own only."""
+    pipe, recipe = pico.sd3(), make_recipe(tmp_path, "sd3")
+    case = cases.prepare(recipe, Denoiser(pipe, recipe.base.call))
+    drawn = case.retain[case.retain_captions.index("b")]
+    to_images(drawn[None])[0].save(tmp_path / "forget" / "one.png")
+    data = recipe.model_dump()
+    scoped = Recipe.parse(data | {"forget": data["forget"] | {"scope": "caption"}}, folder=tmp_path)
+    case = cases.prepare(scoped, Denoiser(pipe, recipe.base.call))
+    assert set(case.forget_kinds()) == {"own"} and set(case.caption_kinds()) == {"own", "empty", "random"}
+    twins = [caption for caption, twin in zip(case.retain_captions, case.twins.tolist(), strict=True) if twin]
+    assert {"b", ""} <= set(twins)
+    assert len(case.strangers) == len(case.retain) - len(twins)
+    build(scoped, pipe)
+
+
 def test_a_drawing_of_the_target_is_not_retained(tmp_path):
     """Without captions a base may draw the target among what must stay; the thresholds must not learn from that."""
     recipe = make_recipe(tmp_path, "ddpm")
