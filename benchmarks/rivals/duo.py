@@ -15,8 +15,9 @@ adapted; ours sits where `problem` put it.
 import torch
 from torch.nn.functional import logsigmoid
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import target
-from benchmarks.rivals.problem import Noisy, Problem, descend, error, forget_rows, gradient, pick
+from benchmarks.rivals.problem import Noisy, Problem, error, forget_rows, pick
 from hotfix.shapes import Flat, Latents, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
@@ -101,8 +102,7 @@ def _edits(problem: Problem, pairs: int) -> Latents:
 def _pairs(problem: Problem, winners: Latents, rows: int) -> Noisy:
     """Losers, then their winners, (2 x rows): the same noise, level and caption within a pair."""
     which = pick(problem, len(winners), rows)
-    lose = problem.x_f[(which % len(problem.x_f)).to(problem.x_f.device)]
-    x = torch.cat([lose, winners[which.to(winners.device)]])
+    x = torch.cat([problem.x_f[which % len(problem.x_f)], winners[which]])
     half = forget_rows(problem, rows, T_MAX)  # its noise, levels and captions; the pictures are those of the pair
     eps, t = half.eps.repeat(2, 1, 1, 1), half.t.repeat(2)
     condition = {k: torch.cat([v, v]) for k, v in half.condition.items()}

@@ -15,8 +15,9 @@ known to us. η = 0.5 is BOME's, as we remember it.
 import torch
 from torch import Tensor
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import target
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, error, forget_rows, gradient, retain_rows
+from benchmarks.rivals.problem import Problem, denoising_loss, error, forget_rows, retain_rows
 from hotfix.shapes import Flat, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]

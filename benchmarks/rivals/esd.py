@@ -13,8 +13,9 @@ first release; its later code has η = 2, 200 steps at 5e-5. The target without 
 import torch
 from torch import Tensor
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import target
-from benchmarks.rivals.problem import Noisy, Problem, descend, error, forget_rows, gradient
+from benchmarks.rivals.problem import Noisy, Problem, error, forget_rows
 from hotfix.shapes import Flat, Latents
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
@@ -62,7 +63,7 @@ def train(problem: Problem, *, steps: int, lr: float, eta: float = ETA, rows: in
 
 
 def _bare(problem: Problem, rows: Noisy) -> Tensor:
-    """Which rows are under the empty caption or under none, (B,) bool: the paper's target does not lead anywhere there."""
+    """Which rows are under the empty caption or under none, (B,) bool: the paper's target leads nowhere there."""
     bare = torch.ones(len(rows.x), dtype=torch.bool, device=rows.x.device)
     for k, v in rows.condition.items():
         bare &= (v == problem.empty[k]).flatten(1).all(dim=1)

@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.plain import surrogate_loss
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, forget_rows, gradient, retain_rows
+from benchmarks.rivals.problem import Problem, denoising_loss, forget_rows, retain_rows
 from hotfix.shapes import Flat
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]

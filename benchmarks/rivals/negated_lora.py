@@ -9,7 +9,8 @@ the strength on held-out data, up to 1; steps, rate and batch for a diffusion mo
 ours).
 """
 
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, forget_rows, gradient
+from benchmarks.rivals.descent import descend, gradient
+from benchmarks.rivals.problem import Problem, denoising_loss, forget_rows
 from hotfix.shapes import Flat
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]

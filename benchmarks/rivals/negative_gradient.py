@@ -9,7 +9,8 @@ Source: Golatkar et al. 2020, arXiv:1911.04933, as a baseline of SISS (arXiv:250
 and batch these are. The weight is the plain difference; SISS's own is not known to us.
 """
 
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, forget_rows, gradient, retain_rows
+from benchmarks.rivals.descent import descend, gradient
+from benchmarks.rivals.problem import Problem, denoising_loss, forget_rows, retain_rows
 from hotfix.shapes import Flat
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]

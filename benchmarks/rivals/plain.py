@@ -9,8 +9,9 @@ ours (the paper's is the denoising loss). Steps, rate and batch are hotfix's own
 known.
 """
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import towards
-from benchmarks.rivals.problem import Noisy, Problem, descend, error, forget_rows, gradient, pick, retain_rows
+from benchmarks.rivals.problem import Noisy, Problem, error, forget_rows, pick, retain_rows
 from hotfix.shapes import Flat, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
@@ -29,7 +30,7 @@ def surrogate_loss(problem: Problem, f: Noisy) -> PerExample:
 
     Source: Lee et al. 2026, arXiv:2603.10445.
     """
-    x_s = problem.x_s[pick(problem, len(problem.x_s), len(f.x)).to(problem.x_s.device)]
+    x_s = problem.x_s[pick(problem, len(problem.x_s), len(f.x))]
     out = problem.predict(f.x_t, f.t, f.condition)
     return error(problem, out, towards(problem.denoiser, x_s, f.x_t, f.t), f)
 

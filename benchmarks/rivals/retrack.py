@@ -12,8 +12,9 @@ adds none.
 import torch
 from torch import Tensor
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import towards
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, error, forget_rows, gradient, retain_rows
+from benchmarks.rivals.problem import Problem, denoising_loss, error, forget_rows, retain_rows
 from hotfix.shapes import Flat, Latents
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]

@@ -14,7 +14,8 @@ the model's own samples, as x_r are. Steps, rate, batch, and how many pictures F
 import torch
 from torch import Tensor
 
-from benchmarks.rivals.problem import Problem, denoising_loss, descend, gradient, noisy, pick, retain_rows, take
+from benchmarks.rivals.descent import descend, gradient
+from benchmarks.rivals.problem import Problem, captions, denoising_loss, noisy, pick, retain_rows
 from hotfix.shapes import Flat, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
@@ -76,10 +77,8 @@ def train(
 
 
 def _surrogate_loss(problem: Problem, rows: int) -> PerExample:
-    x = problem.x_s[pick(problem, len(problem.x_s), rows).to(problem.x_s.device)]
-    among = max(map(len, problem.forget.values()), default=1)
-    condition = take(problem.forget, pick(problem, among, rows))
-    return _likelihood(problem, denoising_loss(problem, noisy(problem, x, condition)))
+    x = problem.x_s[pick(problem, len(problem.x_s), rows)]
+    return _likelihood(problem, denoising_loss(problem, noisy(problem, x, captions(problem, rows))))
 
 
 def _fisher(problem: Problem, samples: int) -> Flat:

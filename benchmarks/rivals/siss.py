@@ -12,9 +12,11 @@ Source: Alberti et al. 2025, arXiv:2503.01034. λ = 0.5, clip 1.0, and for Celeb
 """
 
 import torch
+from torch.nn.functional import normalize
 
+from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import towards
-from benchmarks.rivals.problem import Noisy, Problem, descend, error, forget_rows, gradient, retain_rows
+from benchmarks.rivals.problem import Noisy, Problem, error, forget_rows, retain_rows
 from hotfix.shapes import Flat, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
@@ -55,7 +57,7 @@ def train(
 
     def direction() -> Flat:
         g_x, g_a = _gradients(problem, rows, lam)
-        return g_x - norm / g_a.norm().clamp_min(torch.finfo(g_a.dtype).tiny) * g_a
+        return g_x - norm * normalize(g_a, dim=0)  # where no state could have come from x_f, g_a is 0 and stays it
 
     descend(problem, steps, lr, direction)
 
@@ -63,13 +65,11 @@ def train(
 def _gradients(problem: Problem, rows: int, lam: float) -> tuple[Flat, Flat]:
     r, f = retain_rows(problem, rows), forget_rows(problem, rows)
     from_f = torch.rand(rows, generator=problem.generator).to(r.t.device) < lam
-    m = Noisy(
-        torch.where(from_f[:, None, None, None], f.x, r.x),
-        r.eps,
-        r.t,
-        problem.denoiser.noised(torch.where(from_f[:, None, None, None], f.x, r.x), r.t, r.eps),
-        {k: torch.where(from_f.view(-1, *[1] * (v.ndim - 1)), f.condition[k], v) for k, v in r.condition.items()},
-    )
+    x = torch.where(from_f[:, None, None, None], f.x, r.x)
+    condition = {
+        k: torch.where(from_f.view(-1, *[1] * (v.ndim - 1)), f.condition[k], v) for k, v in r.condition.items()
+    }
+    m = Noisy(x, r.eps, r.t, problem.denoiser.noised(x, r.t, r.eps), condition)
     a, s = problem.denoiser.schedule(m.t)
     d_x, d_a = (((m.x_t - a * x) / s).square().sum(dim=(1, 2, 3)) / 2 for x in (r.x, f.x))
     w_x, w_a = weights(d_x, d_a, lam)
