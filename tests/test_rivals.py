@@ -23,7 +23,7 @@ from benchmarks.rivals import (
 )
 from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import eps_hat, target, towards
-from benchmarks.rivals.problem import denoising_loss, forget_rows
+from benchmarks.rivals.problem import Noisy, denoising_loss, forget_rows, take
 from benchmarks.rivals.ways import opened
 from hotfix.denoiser import Denoiser
 
@@ -215,6 +215,16 @@ def test_a_request_without_a_prompt_is_trained_on_a_model_that_takes_them(rival)
 
 
 @each_rival
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_trains_in_eps_space_whatever_the_network_predicts(rival, prediction):
+    with open_for(pico.ddpm(prediction_type=prediction), "ddpm", "lora", space="eps") as problem:
+        start = flat(problem)
+        rival.train(problem, steps=1, lr=1e-3, rows=ROWS, **COSTS[rival][2])
+        assert torch.isfinite(flat(problem)).all()
+        assert not torch.equal(flat(problem), start)
+
+
+@each_rival
 def test_one_seed_one_result(rival):
     ends = []
     for seed in (1, 1, 2):
@@ -235,7 +245,70 @@ def test_same_face(rival):
     assert arguments[rival.KNOB].default in rival.SWEEP
     assert rival.MODE in MODES
     assert all(hasattr(rival, name) for name in ("STEPS", "LR"))
-    assert rival.__all__ == sorted(["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP"]) + ["train"]
+    assert rival.__all__ == ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
+
+
+CLIMB = [(negative_gradient, {}), (siss, {"share": 3.0}), (negated_lora, {}), (esd, {}), (munba, {"forget": "ascent"})]
+REDIRECT = [(retrack, {"k": 1}), (selective_amnesia, {"samples": 2}), (munba, {"forget": "surrogate"}), (plain, {})]
+
+
+def fixed_rows(problem, x):
+    """The same noise and levels for every picture and every call."""
+    t = torch.linspace(0.2, 0.9, 16)
+    x = x[:1].expand(16, -1, -1, -1)
+    eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    return Noisy(x, eps, t, problem.denoiser.noised(x, t, eps), take(problem.forget, torch.zeros(16, dtype=torch.long)))
+
+
+@torch.no_grad()
+def fixed_loss(problem, x):
+    return float(denoising_loss(problem, fixed_rows(problem, x)).mean())
+
+
+@pytest.mark.parametrize("rival, options", CLIMB)
+def test_climbs_the_forget_pictures_loss(pipe, family, rival, options):
+    with open_for(pipe, family, "full", prompted=False) as problem:
+        before = fixed_loss(problem, problem.x_f)
+        rival.train(problem, steps=8, lr=1e-3, rows=4, **options)
+        assert fixed_loss(problem, problem.x_f) > before
+
+
+@pytest.mark.parametrize("rival, options", REDIRECT)
+def test_turns_the_endpoint_from_the_forget_picture_to_the_surrogate(pipe, family, rival, options):
+    with open_for(pipe, family, "full") as problem:
+        rows = fixed_rows(problem, problem.x_f)
+        elsewhere = problem.x_r if rival is retrack else problem.x_s
+
+        @torch.no_grad()
+        def lean():
+            x_hat = problem.denoiser.x_hat(rows.x_t, rows.t, rows.condition)
+            return float((x_hat * (problem.x_f - elsewhere.mean(dim=0))).mean())
+
+        before = lean()
+        rival.train(problem, steps=8, lr=1e-3, rows=4, **options)
+        assert lean() < before
+
+
+def test_duo_makes_its_winner_likelier_against_the_forget_picture(pipe, family):
+    with open_for(pipe, family, "full") as problem:
+        win = problem.x_s[:1]
+        before = fixed_loss(problem, win) - fixed_loss(problem, problem.x_f)
+        duo.train(problem, steps=8, lr=1e-3, rows=4, winners=win, preserve=0.0)
+        assert fixed_loss(problem, win) - fixed_loss(problem, problem.x_f) < before
+
+
+@each_mode
+def test_erasediff_predicts_noise_of_the_wrong_mean_for_the_forget_picture(mode):
+    with open_for(pico.ddpm(), "ddpm", mode) as problem:
+        rows = fixed_rows(problem, problem.x_f)
+
+        @torch.no_grad()
+        def off():
+            return abs(0.5 - float(problem.predict(rows.x_t, rows.t, {}).mean()))
+
+        before = off()
+        erasediff.train(problem, steps=8, lr=1e-3, rows=4)
+        assert off() < before
 
 
 # Their formulas
@@ -271,6 +344,18 @@ def test_siss_weights_turn_the_mixture_into_either_expectation(lam, a, s):
     for f in (m, m.square(), m.sin()):
         torch.testing.assert_close(torch.trapezoid(mixture * w_x * f, m), torch.trapezoid(q_r * f, m))
         torch.testing.assert_close(torch.trapezoid(mixture * w_a * f, m), torch.trapezoid(q_f * f, m))
+
+
+def test_siss_keeps_the_forget_gradient_at_one_norm(monkeypatch):
+    """A share of the first retain gradient's, however large or small the gradients of a step are."""
+    pairs = [tuple(torch.randn(2, 50) * scale) for scale in (3.0, 1e-3, 50.0)]
+    queue, moved = iter(pairs), []
+    monkeypatch.setattr(siss, "_gradients", lambda *_: next(queue))
+    monkeypatch.setattr(siss, "descend", lambda problem, steps, lr, direction: moved.extend(direction() for _ in "ab"))
+    siss.train(None, steps=2, lr=1e-3, share=0.1)
+    for direction, (g_x, g_a) in zip(moved, pairs[1:], strict=True):
+        torch.testing.assert_close((g_x - direction).norm(), 0.1 * pairs[0][0].norm(), rtol=1e-3, atol=0)
+        assert direction @ g_a < g_x @ g_a
 
 
 @given(gradient_pairs(), st.floats(0.01, 2))
@@ -338,7 +423,12 @@ def bank_and_state(seed, level):
     bank = torch.randn(12, 3, 4, 4, generator=generator)
     s = torch.full((5, 1, 1, 1), level)
     a = (1 - s**2).sqrt()
-    return bank, a * torch.randn(5, 3, 4, 4, generator=generator) + s * torch.randn(5, 3, 4, 4, generator=generator), a, s
+    return (
+        bank,
+        a * torch.randn(5, 3, 4, 4, generator=generator) + s * torch.randn(5, 3, 4, 4, generator=generator),
+        a,
+        s,
+    )
 
 
 @given(st.integers(0, 2**31), st.floats(1e-3, 0.999), st.integers(1, 20))
@@ -422,17 +512,15 @@ def test_selective_amnesias_gradient_is_that_of_its_penalty(pair):
 
 @each_mode
 def test_negated_lora_is_the_opposite_of_having_learned_the_picture(pipe, family, mode):
-    """The change of the weights is minus `strength` times that of plain training on x_f from the same draws."""
-    trained = []
-    for strength in (None, 0.5):
-        with open_for(pipe, family, mode) as problem:
-            start = flat(problem)
-            if strength is None:
-                loss = lambda problem=problem: gradient(problem, denoising_loss(problem, forget_rows(problem, ROWS)))  # noqa: E731
-                descend(problem, 2, 1e-3, loss)
-                problem.scale(-0.5)
-            else:
-                negated_lora.train(problem, steps=2, lr=1e-3, strength=strength, rows=ROWS)
-            trained.append(flat(problem))
-            assert not torch.equal(start, trained[-1])
-    assert torch.equal(*trained)
+    """Scaled back by -1/strength it is what plain training on x_f from the same draws makes of the model."""
+    with open_for(pipe, family, mode) as problem:
+        descend(problem, 2, 1e-3, lambda: gradient(problem, denoising_loss(problem, forget_rows(problem, ROWS))))
+        learned = flat(problem)
+    with open_for(pipe, family, mode) as problem:
+        start = flat(problem)
+        negated_lora.train(problem, steps=2, lr=1e-3, strength=0.5, rows=ROWS)
+        negated = flat(problem)
+        problem.scale(-2.0)
+        torch.testing.assert_close(flat(problem), learned)
+    if mode == "full":
+        torch.testing.assert_close(negated - start, -0.5 * (learned - start), rtol=1e-3, atol=1e-6)

@@ -54,8 +54,9 @@ def train(
     rows: int = BATCH,
     winners: Latents | None = None,
     pairs: int = PAIRS,
+    preserve: float = PRESERVE,
 ) -> None:
-    """Train in place. A step costs 6 x rows forward and 3 x rows backward, the edits 2 x pairs x EDIT_STEPS forward.
+    """Train in place. A step costs 6 x rows forward and 3 x rows backward; edits 2 x pairs x EDIT_STEPS forward.
 
     Args:
         problem: what to forget, on an open model.
@@ -65,6 +66,7 @@ def train(
         rows: pairs of a step, and rows of pure noise.
         winners: what to prefer, (K, C, H, W), row j for forget picture j % N; None has the base edit x_f as published.
         pairs: how many edits to keep.
+        preserve: weight of the difference at pure noise, times beta.
     """
     preferred = _edits(problem, pairs) if winners is None else winners
 
@@ -78,7 +80,7 @@ def train(
         lose, win = now.split(rows)
         lose_base, win_base = before.split(rows)
         g = gradient(problem, preference(win, win_base, lose, lose_base, beta))
-        return g + beta * PRESERVE * gradient(problem, _at_pure_noise(problem, rows))
+        return g + beta * preserve * gradient(problem, _at_pure_noise(problem, rows))
 
     descend(problem, steps, lr, direction)
 

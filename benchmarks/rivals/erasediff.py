@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rivals.descent import descend, gradient
-from benchmarks.rivals.prediction import target
+from benchmarks.rivals.prediction import eps_hat, target
 from benchmarks.rivals.problem import Problem, denoising_loss, error, forget_rows, retain_rows
 from hotfix.shapes import Flat, PerExample
 
@@ -64,4 +64,6 @@ def _forget_loss(problem: Problem, rows: int) -> PerExample:
     f = forget_rows(problem, rows)
     other = torch.rand(f.eps.shape, generator=problem.generator).to(f.eps.device)
     out = problem.predict(f.x_t, f.t, f.condition)
+    if problem.space == "eps":  # `error` would ask for the noise that target and x_t imply together
+        return (eps_hat(problem.denoiser, out, f.x_t, f.t) - other).square().mean(dim=(1, 2, 3))
     return error(problem, out, target(problem.denoiser, f.x, other, f.t), f)
