@@ -21,16 +21,18 @@ from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe, Train
 from hotfix.sketch import sketch
-from hotfix.stack import applied
+from hotfix.stack import Stack, applied
 from hotfix.train import Trained, train
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+NOTHING = Stack()
 
 
 def build(
     recipe: Recipe,
     pipe: Any,
     *,
+    stack: Stack = NOTHING,
     checkpoint: Path | None = None,
     progress: Progress = lambda step, steps, facts: None,
     stage: Callable[[str], None] = lambda words: None,
@@ -40,6 +42,8 @@ def build(
     Args:
         recipe: what to forget, and how.
         pipe: the base, a diffusers pipeline without patches on it.
+        stack: patches to build on top of. They are on while the new one learns, so that it keeps what they do, and it
+            requires them from then on.
         checkpoint: a folder for the state of an unfinished build; one that is found there is resumed.
         progress: called with (step, steps, facts) while training.
         stage: called with a few words at the beginning of every stage.
@@ -51,7 +55,7 @@ def build(
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
     denoiser = Denoiser(pipe, recipe.base.call)
-    with _frozen(denoiser):
+    with stack.on(pipe), _frozen(denoiser):
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser)
         stage("calibrating the timestep window")
@@ -59,7 +63,7 @@ def build(
         stage("training")
         state = None
         if checkpoint is not None:
-            state = unfinished.path(checkpoint, recipe, denoiser.model)
+            state = unfinished.path(checkpoint, recipe, denoiser.model, stack)
         targets = recipe.train.targets or denoiser.targets
         with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
             trained = train(
@@ -75,7 +79,7 @@ def build(
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
-        patch = _patch(recipe, denoiser, case, windows, trained, tensors)
+        patch = _patch(recipe, denoiser, case, windows, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
@@ -106,6 +110,7 @@ def _patch(
     windows: tuple[Window, ...],
     trained: Trained,
     tensors: dict[str, Tensor],
+    stack: Stack,
 ) -> Patch:
     entries = from_torch(tensors)
     names = sorted(name.removesuffix(A).removeprefix(f"{denoiser.component}.") for name in entries if name.endswith(A))
@@ -126,7 +131,7 @@ def _patch(
             sketch=sketch(weights),
         ),
         recipe=public,
-        requires=recipe.requires,
+        requires=sorted({*recipe.requires, *(f"{patch.name}>={patch.version}" for patch in stack.patches)}),
         conflicts=recipe.conflicts,
         supersedes=recipe.supersedes,
         scope=Scope(

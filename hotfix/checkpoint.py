@@ -12,14 +12,16 @@ from hotfix import container
 from hotfix.patch import from_torch, to_torch
 from hotfix.recipe import Recipe
 from hotfix.sketch import sketch
+from hotfix.stack import Stack
 from hotfix.surgery import Retained
 
 
-def path(folder: Path, recipe: Recipe, model: nn.Module) -> Path:
-    """Where the state of this recipe, with these pictures, on these weights is kept: no other build finds it there."""
+def path(folder: Path, recipe: Recipe, model: nn.Module, stack: Stack) -> Path:
+    """Where the state of this recipe, with these pictures, on these weights and patches is kept, for no other build."""
     numbers = sketch({name: p for name, p in model.named_parameters() if p.dim() > 1})
     weights = {name: round(number, 3) for name, number in numbers.items()}  # the last digits vary with the threads
-    digest = hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), weights], sort_keys=True).encode())
+    facts = [recipe.model_dump(mode="json"), weights, [patch.id for patch in stack.patches]]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     named = {f"{section}.images": getattr(recipe, section).images for section in ("forget", "surrogate", "retain")}
     named["surrogate.mask"] = [recipe.surrogate.mask] if recipe.surrogate.mask else []
     for key, patterns in named.items():

@@ -41,6 +41,7 @@ def build(
     recipe: Path,
     *,
     out: Out = Path("dist"),
+    stack: Annotated[Path | None, Parameter(help="A lock: build on top of these patches, and require them.")] = None,
     n: Annotated[int, Parameter(help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
     html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
 ) -> None:
@@ -61,14 +62,15 @@ def build(
     from hotfix.scoring import Gallery, score
     from hotfix.stack import Stack
 
+    below = Stack.load(stack) if stack else Stack()
     pipe = load_pipeline(wanted)
     with console.bar() as progress:
-        patch = make(wanted, pipe, checkpoint=out, progress=progress, stage=console.say)
+        patch = make(wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say)
     print(patch.save(out))
     if not n:
         return
     gallery = Gallery() if html else None
-    report = score(pipe, wanted, stack=Stack.of(patch), n=n, gallery=gallery, stage=console.say)
+    report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     if html:
         print(page.write(report, out / f"{patch.name}-{patch.version}.report.html", gallery))

@@ -192,6 +192,18 @@ def test_a_drawing_of_the_target_is_not_retained(tmp_path):
     assert among.targets[0].tau == without.targets[0].tau
 
 
+def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path, family, pipe, patches):
+    recipe = make_recipe(tmp_path, family, "quarters-9", seed=9)
+    before = fingerprint(pipe)
+    alone = build(recipe, pipe)
+    above = build(recipe, pipe, stack=Stack.of(patches[0]))
+    assert fingerprint(pipe) == before
+    assert alone.manifest.requires == [] and above.manifest.requires == ["quarters-1>=1.0.0"]
+    assert above.manifest.digest != alone.manifest.digest
+    assert [type(problem) for problem in Stack.of(above).problems(pipe)] == [StackError]
+    assert not Stack.of(patches[0], above).problems(pipe)
+
+
 def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):
     Stack.of(patches[1]).apply(pipe)
     with pytest.raises(StackError, match="quarters-2 is on"):
