@@ -153,6 +153,10 @@ def partial_diffusion(denoiser, stack, target, others, n):
     }
 
 
+def write(path, result):
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks/flags.json")
@@ -182,13 +186,14 @@ def main() -> None:
         },
     }
     if args.base_only:
-        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write(args.out, result)
         return
     others = Others(denoiser, {r.forget.captions[0] for r in recipes}, captions, pictures)
     before = others.draw()
     result["base: other flags"] = {"right": int(before[1].sum()), "n": len(before[1]), "twins": others.twins(before[1])}
     for folder in folders:
         result[folder.name] = one_patch(folder, pipe, others, before, args.n)
+        write(args.out.with_suffix(".unfinished.json"), result)
         print(folder.name, json.dumps(result[folder.name], indent=1, ensure_ascii=False), flush=True)
     with Stack.of(*(Patch.load(next(folder.glob("*.safetensors"))) for folder in folders)).on(pipe):
         _, stacked = others.draw()
@@ -201,7 +206,8 @@ def main() -> None:
                 (nearest(own, known) == len(pictures)).sum()
             )
     result["seconds"] = round(time.monotonic() - started)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write(args.out, result)
+    args.out.with_suffix(".unfinished.json").unlink()
 
 
 if __name__ == "__main__":
