@@ -22,6 +22,7 @@ CARD = """\
 
 ```python
 import hotfix
+
 pipe = hotfix.load_pipeline("{base}")
 hotfix.Stack.of(hotfix.Patch.load("patches/{name}/{file}")).apply(pipe)
 ```
