@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from hotfix import console
@@ -51,6 +52,16 @@ class Test:
         return (nearest(drawn, self.real) == self.row) & (self.similarity(drawn) >= self.tau)
 
 
+def once(file, draw):
+    """Draw, or take what an earlier run left in `--work`: a thousand pictures take minutes."""
+    if file is None:
+        return draw()
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"drawn": draw()}, file)
+    return load_file(file)["drawn"]
+
+
 def drift(one, other, hits):
     a, b = ((x[~hits] + 1) / 2 for x in (one, other))
     return {
@@ -67,6 +78,7 @@ def main() -> None:
     parser.add_argument("--patch", type=Path, default=next(PATCH.glob("*.safetensors"), None))
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks/emoji.json")
+    parser.add_argument("--work", type=Path, help="keep what was drawn in this folder, and go on from there")
     args = parser.parse_args()
     console.quiet_libraries()
     started, test = time.monotonic(), Test()
@@ -74,10 +86,19 @@ def main() -> None:
     patch = Patch.load(args.patch)
     seeds = [SEED + i for i in range(args.n)]
     base = Denoiser(load_pipeline(args.base), call)
-    drawn = {"base": base.draw([], seeds)}
-    with Stack.of(patch).on(base.pipe):
-        drawn["patched"] = base.draw([], seeds)
-    drawn["gold"] = Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds)
+
+    def kept(name):
+        return args.work and args.work / f"{name}-{args.n}.safetensors"
+
+    def patched():
+        with Stack.of(patch).on(base.pipe):
+            return base.draw([], seeds)
+
+    drawn = {
+        "base": once(kept("base"), lambda: base.draw([], seeds)),
+        "patched": once(kept(patch.id[7:19]), patched),
+        "gold": once(kept("gold"), lambda: Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds)),
+    }
     hits = {name: test.memorised(x) for name, x in drawn.items()}
     rates = {name: Rate.of(int(hit.sum()), args.n) for name, hit in hits.items()}
     share = rates["patched"].k / args.n

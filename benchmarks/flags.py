@@ -19,6 +19,7 @@ from PIL import Image
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
 from hotfix.patch import Patch
+from hotfix.pictures import load
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
 from hotfix.report import Report
@@ -136,13 +137,24 @@ def partial_diffusion(denoiser, stack, target, others, n):
                     "caption": kind,
                     "t": t,
                     f"base mean ({BASE_NOISES} noises)": round(float(base.mean()), 3),
+                    f"base 95th percentile ({BASE_NOISES} noises)": round(float(base.quantile(0.95)), 3),
                     "patched mean": round(float(like.mean()), 3),
                     "patched 95th percentile": round(float(like.quantile(0.95)), 3),
                     "strangers' 99th percentile": round(strangers, 3),
                     "patched returns": int((like >= target.tau).sum()),
                 }
             )
-    return {"t_lo": target.t_lo, "levels": rows, "passes": all(r["patched 95th percentile"] <= strangers for r in rows)}
+    instead = round(float(target.similarity(target.surrogates).max()), 3)
+    return {
+        "t_lo": target.t_lo,
+        "current flag's own similarity": instead,
+        "levels": rows,
+        "passes": all(r["patched 95th percentile"] <= strangers for r in rows),
+    }
+
+
+def write(path, result):
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
@@ -174,31 +186,28 @@ def main() -> None:
         },
     }
     if args.base_only:
-        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write(args.out, result)
         return
     others = Others(denoiser, {r.forget.captions[0] for r in recipes}, captions, pictures)
     before = others.draw()
     result["base: other flags"] = {"right": int(before[1].sum()), "n": len(before[1]), "twins": others.twins(before[1])}
     for folder in folders:
         result[folder.name] = one_patch(folder, pipe, others, before, args.n)
+        write(args.out.with_suffix(".unfinished.json"), result)
         print(folder.name, json.dumps(result[folder.name], indent=1, ensure_ascii=False), flush=True)
     with Stack.of(*(Patch.load(next(folder.glob("*.safetensors"))) for folder in folders)).on(pipe):
         _, stacked = others.draw()
         result["all five: other flags"] = accuracy(stacked, before[1]) | {"twins": others.twins(stacked)}
         for folder, recipe in zip(folders, recipes, strict=True):
-            known = torch.cat([pictures, prepare_surrogate(recipe)])
+            current = load(recipe.files(recipe.surrogate.images, "surrogate.images"), (SIDE, SIDE))
+            known = torch.cat([pictures, current])
             own = denoiser.draw([recipe.forget.captions[0]] * args.n, [90_000 + i for i in range(args.n)])
             result["all five: other flags"][f"{folder.name}: current flag"] = int(
                 (nearest(own, known) == len(pictures)).sum()
             )
     result["seconds"] = round(time.monotonic() - started)
-    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-
-
-def prepare_surrogate(recipe):
-    from hotfix.pictures import load
-
-    return load(recipe.files(recipe.surrogate.images, "surrogate.images"), (SIDE, SIDE))
+    write(args.out, result)
+    args.out.with_suffix(".unfinished.json").unlink()
 
 
 if __name__ == "__main__":

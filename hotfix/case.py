@@ -35,6 +35,7 @@ class Target:
     null: float  # as similar as a stranger: 99th percentile
     tau: float  # from here on, a picture counts as the target
     t_lo: float  # below this noise level any picture survives
+    blend: bool = False  # head for the surrogates' posterior mean, not for one of them
 
     def returned(self, drawn: Pictures) -> Tensor:
         """Which pictures count as the target, (B,) bool."""
@@ -161,7 +162,9 @@ def _target(
     unseen = pixel(stranger(picture))
     t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
     x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
-    return Target(picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo)
+    return Target(
+        picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo, blend=recipe.surrogate.kind == "posterior"
+    )
 
 
 def _surrogates(
@@ -183,9 +186,9 @@ def _surrogates(
             return given
         case "sdedit":
             return surrogate.sdedit(denoiser, picture, plain, limit, count, seed)
-        case "nearest":
+        case "nearest" | "posterior":
             return surrogate.nearest(bank, plain, limit, count)
-        case "extrapolation":
+        case "latent":
             return surrogate.extrapolate(denoiser, picture, bank, plain, limit, count, seed)
         case "inpaint":
             mask = _mask(recipe, denoiser, picture, bank, pixel(picture), seed)

@@ -56,10 +56,10 @@ def build(
 
     wanted = Recipe.load(recipe)
     console.quiet_libraries()
-    from hotfix import page
     from hotfix.building import build as make
+    from hotfix.page import Gallery
     from hotfix.pipeline import load_pipeline
-    from hotfix.scoring import Gallery, score
+    from hotfix.scoring import score
     from hotfix.stack import Stack
 
     below = Stack.load(stack) if stack else Stack()
@@ -73,7 +73,7 @@ def build(
     report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     if html:
-        print(page.write(report, out / f"{patch.name}-{patch.version}.report.html", gallery))
+        print(report.to_html(out / f"{patch.name}-{patch.version}.report.html", gallery))
     if report.misses:
         console.say(f"over budget: {'; '.join(report.misses)}")
         raise SystemExit(console.OVER_BUDGET)
@@ -147,16 +147,15 @@ def score(
     wanted = Recipe.load(recipe)
     patches = Stack.load(stack) if stack else Stack()
     pipe = _pipeline(pipeline)
-    from hotfix import page
     from hotfix.describe import summary
-    from hotfix.scoring import Gallery
+    from hotfix.page import Gallery
     from hotfix.scoring import score as measure
 
     gallery = Gallery() if html else None
     report = measure(pipe, wanted, stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
     console.data(report.model_dump(mode="json"), summary(report), json)
     if html:
-        console.say(str(page.write(report, html, gallery)))
+        console.say(str(report.to_html(html, gallery)))
     if report.misses:
         console.say(f"over budget: {'; '.join(report.misses)}")
         raise SystemExit(console.OVER_BUDGET)

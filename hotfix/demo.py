@@ -12,9 +12,10 @@ from hotfix import console, page
 from hotfix.beside import Beside
 from hotfix.building import build
 from hotfix.denoiser import Denoiser
+from hotfix.page import Gallery
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
-from hotfix.scoring import Gallery, score
+from hotfix.scoring import score
 from hotfix.stack import Stack, applied
 
 PICTURES = 300
@@ -34,7 +35,7 @@ def run(out: Path) -> None:
     stack = Stack.of(patch)
     report = score(pipe, recipe, stack=stack, n=PICTURES, gallery=gallery, stage=console.say)
     report.save(out / "report.json")
-    page.write(report, out / "report.html", gallery)
+    report.to_html(out / "report.html", gallery)
     before_after(pipe, recipe, stack).save(out / "before-after.png")
     stack.apply(pipe)
     on = applied(pipe)

@@ -3,7 +3,7 @@
 Nothing is downloaded: a copy detector (SSCD), a face embedder, CLIP or DINO are named by their path in the recipe.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,13 @@ from hotfix.shapes import PerExample, Picture, Pictures
 from hotfix.similarity import Similarity
 
 GROUP = "hotfix.embedders"  # entry points: name -> function(path) -> Embedder
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1].
+FED: Mapping[str, tuple[int, Sequence[float], Sequence[float]]] = {
+    "sscd": (288, *IMAGENET),  # Pizzi et al. 2022, arXiv:2202.10261
+    "face": (112, (0.0,), (1 / 255,)),  # aligned faces, 0 to 255
+}
 
 # Pictures (B, 3, H, W) in [-1, 1] to embeddings (B, D), of any length.
 Embedder = Callable[[Pictures], Tensor]
@@ -41,40 +48,55 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         RecipeError: it cannot be loaded.
     """
     try:
-        match wanted.kind:
-            case "torchscript":
-                return torchscript(path, wanted.size, wanted.mean, wanted.std)
-            case "transformers":
-                return transformers_folder(path)
-            case _:
-                return _plugin(wanted.name)(path)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if wanted.kind == "features":
+            return vision_model(path)
+        if wanted.kind in FED:
+            size, mean, std = FED[wanted.kind]
+            load = onnx if path.suffix == ".onnx" else torchscript
+            return fed(load(path), wanted.size or size, wanted.mean or mean, wanted.std or std)
+        return _entry_point(wanted.kind)(path)
+    except (ImportError, OSError, ValueError, RuntimeError, LookupError) as error:
         raise RecipeError(
-            f"similarity.kind = {wanted.kind!r} cannot load {wanted.name or path.name}: {str(error).splitlines()[0]}",
-            hint="similarity.path is a file or folder on this machine, relative to the recipe; nothing is downloaded",
+            f"similarity.kind = {wanted.kind!r} cannot be loaded: {str(error).splitlines()[0]}",
+            hint="pixel, sscd, face, features or an installed entry point; similarity.path is a file or folder on this "
+            "machine, relative to the recipe: nothing is downloaded",
         ) from error
 
 
-def torchscript(path: Path, size: int, mean: float, std: float) -> Embedder:
-    """A TorchScript file that takes (B, 3, size, size) and gives (B, D), such as SSCD or a face embedder.
+def fed(network: Embedder, size: int, mean: Sequence[float], std: Sequence[float]) -> Embedder:
+    """Feed a network what it was trained on: squares of `size` pixels in [0, 1], less the mean, over the deviation.
 
     Args:
-        path: the file.
+        network: (B, 3, size, size) -> (B, D).
         size: of the square that pictures are scaled to.
-        mean: of all channels, taken off pixels in [0, 1].
-        std: of all channels, divided by; 1/255 gives a network its pixels in 0 to 255.
+        mean: one number, or one for every channel.
+        std: likewise; 1/255 gives a network its pixels in 0 to 255.
     """
-    network = torch.jit.load(str(path), map_location="cpu").eval()
+    take, over = (torch.tensor(list(numbers)).reshape(1, -1, 1, 1) for numbers in (mean, std))
 
     @torch.no_grad()
     def embed(pictures: Pictures) -> Tensor:
         x = F.interpolate((pictures + 1) / 2, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        return network((x - mean) / std)
+        return network((x - take) / over)
 
     return embed
 
 
-def transformers_folder(path: Path) -> Embedder:
+def torchscript(path: Path) -> Embedder:
+    """A TorchScript file."""
+    return torch.jit.load(str(path), map_location="cpu").eval()
+
+
+def onnx(path: Path) -> Embedder:
+    """An ONNX file with one input and, first, the embedding. Needs onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def vision_model(path: Path) -> Embedder:
     """A vision model that `save_pretrained` wrote, with its processor: CLIP, DINO, SigLIP."""
     from transformers import AutoImageProcessor, AutoModel
 
@@ -93,9 +115,9 @@ def transformers_folder(path: Path) -> Embedder:
     return embed
 
 
-def _plugin(name: str) -> Callable[[Path], Embedder]:
+def _entry_point(name: str) -> Callable[[Path], Embedder]:
     found = entry_points(group=GROUP, name=name)
     if not found:
         installed = ", ".join(sorted(entry.name for entry in entry_points(group=GROUP))) or "none"
-        raise KeyError(f"no installed package offers {name!r} as {GROUP}; there are: {installed}")
+        raise LookupError(f"no installed package offers {name!r} in {GROUP}; there are: {installed}")
     return next(iter(found)).load()

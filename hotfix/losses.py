@@ -99,16 +99,16 @@ def forget_rows(
 def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> Tensor:
     """Mean endpoint error of the rows against x_s, or against what `train.target` names instead."""
     a_t, s_t = denoiser.schedule(rows.t)
-    target = rows.x_s
+    x_s = rows.x_s.clone()
+    for i, one in enumerate(case.targets[which] for which in rows.which):
+        if one.blend:
+            x_s[i] = objective.posterior_mean(rows.x_t[i : i + 1], one.x_s, a_t[i], s_t[i])[0]
+    target = x_s
     if options.target == "delta":
         with torch.no_grad(), adapter.off():
             base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
-        moved = objective.delta(base, rows.x_f, rows.x_s, rows.m)
-        target = torch.where(rows.turned[:, None, None, None], target, moved)  # a turned state has x_s in it already
-    elif options.target == "posterior":
-        sets = [case.targets[which].x_s for which in rows.which]
-        parts = zip(rows.x_t.split(1), sets, a_t.split(1), s_t.split(1), strict=True)
-        target = torch.cat([objective.posterior_mean(*part) for part in parts])
+        moved = objective.delta(base, rows.x_f, x_s, rows.m)
+        target = torch.where(rows.turned[:, None, None, None], x_s, moved)  # a turned state has x_s in it already
     loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, a_t)
     if options.responsibility:
         own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)

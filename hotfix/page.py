@@ -2,18 +2,28 @@
 
 import base64
 import io
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from hotfix.container import write_atomically
 from hotfix.pictures import to_images
-from hotfix.report import Diffusion, Report
-from hotfix.scoring import Gallery
 from hotfix.shapes import Pictures
 
+if TYPE_CHECKING:
+    from hotfix.report import Diffusion, Report
+
 ZOOM = 3
+
+
+@dataclass
+class Gallery:
+    """Before/after pictures for a page that was asked for. A report never holds them."""
+
+    rows: list[tuple[str, Pictures, Pictures]] = field(default_factory=list)
 
 
 def sheet(rows: list[Pictures], zoom: int = ZOOM, gap: int = 2) -> Image.Image:
@@ -27,14 +37,14 @@ def sheet(rows: list[Pictures], zoom: int = ZOOM, gap: int = 2) -> Image.Image:
     return page.resize((page.width * zoom, page.height * zoom), Image.Resampling.NEAREST)
 
 
-def curve(rows: list[Diffusion], field: str, width: int = 320, height: int = 120) -> str:
+def curve(rows: "list[Diffusion]", field: str, width: int = 320, height: int = 120) -> str:
     """SVG points of one column over t in [0, 1], values in [0, 1]."""
     points = [(row.t, getattr(row, field)) for row in rows]
     values = [(t, v.k / v.n if hasattr(v, "k") else v) for t, v in points]
     return " ".join(f"{t * width:.1f},{height - max(0.0, min(1.0, v)) * height:.1f}" for t, v in values)
 
 
-def write(report: Report, path: str | Path, gallery: Gallery | None = None) -> Path:
+def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
     """Write the page.
 
     Args:
@@ -42,7 +52,6 @@ def write(report: Report, path: str | Path, gallery: Gallery | None = None) -> P
         path: an .html file.
         gallery: before/after pictures; they show what was to be forgotten, so they are only there if you ask.
     """
-    path = Path(path)
     environment = Environment(loader=PackageLoader("hotfix", "templates"), autoescape=True, trim_blocks=True)
     kinds: dict[str, list[Diffusion]] = {}
     for row in report.diffusion:

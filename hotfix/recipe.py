@@ -65,7 +65,7 @@ class Editor(_Section):
 class Surrogate(_Section):
     """What should come instead."""
 
-    kind: Literal["files", "sdedit", "nearest", "inpaint", "extrapolation", "editor"] = "sdedit"
+    kind: Literal["files", "sdedit", "inpaint", "nearest", "posterior", "latent", "editor"] = "sdedit"
     images: list[str] = []
     count: Annotated[int, Field(ge=1, le=16)] = 4
     mask: str = ""
@@ -73,14 +73,17 @@ class Surrogate(_Section):
 
 
 class Similarity(_Section):
-    """How alike two pictures are: by pixels, or by the embeddings of a network on this machine."""
+    """How alike two pictures are: by pixels, or by the embeddings of a network on this machine.
 
-    kind: Literal["pixel", "torchscript", "transformers", "plugin"] = "pixel"
+    `kind` is pixel, sscd, face, features, or the name of an entry point. The others are what a TorchScript or ONNX file
+    is fed, where that is not what its kind stands for.
+    """
+
+    kind: Annotated[str, Field(min_length=1)] = "pixel"
     path: str = ""
-    name: str = ""
-    size: Annotated[int, Field(ge=8)] = 224
-    mean: float = 0.5
-    std: Annotated[float, Field(gt=0)] = 0.5
+    size: Annotated[int, Field(ge=8)] | None = None
+    mean: list[float] = []
+    std: list[Annotated[float, Field(gt=0)]] = []
     tau: Probability | None = None
 
 
@@ -103,7 +106,7 @@ class Train(_Section):
     retain_batch: Annotated[int, Field(ge=1)] = 12
     weight: WeightKind = "calibrated"
     window: tuple[Probability, Probability] = (0.25, 0.75)
-    target: Literal["hard", "delta", "posterior"] = "hard"
+    target: Literal["hard", "delta"] = "hard"
     responsibility: bool = False
     retain_weight: Annotated[float, Field(ge=0)] = 0.25
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -176,7 +179,7 @@ class Recipe(_Section):
                 f"{name}: forget.scope is caption, but forget.captions is empty",
                 hint='name the captions it shall act under, or say scope = "any"',
             )
-        if recipe.similarity.kind in ("torchscript", "transformers") and not recipe.similarity.path:
+        if recipe.similarity.kind in ("sscd", "face", "features") and not recipe.similarity.path:
             raise RecipeError(
                 f"{name}: similarity.kind is {recipe.similarity.kind}, but similarity.path is empty",
                 hint="name the file or folder of the network; nothing is downloaded",

@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError
+
+if TYPE_CHECKING:
+    from hotfix.page import Gallery
 
 SCHEMA_VERSION = 1
 
@@ -135,6 +138,17 @@ class Report(_Part):
         text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
         write_atomically(path, text.encode() + b"\n")
         return path
+
+    def to_html(self, path: str | Path, gallery: "Gallery | None" = None) -> Path:
+        """Write the report as one page for people.
+
+        Args:
+            path: an .html file.
+            gallery: before/after pictures; they show what was to be forgotten, so they are only there if you ask.
+        """
+        from hotfix import page  # numbers alone need no torch
+
+        return page.write(self, Path(path), gallery)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -3,7 +3,6 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +13,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from hotfix.case import Case, Target, prepare
 from hotfix.denoiser import Denoiser
+from hotfix.page import Gallery
 from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
 from hotfix.shapes import Pictures
@@ -25,13 +25,6 @@ SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
 STEPS = 12  # denoising steps of partial diffusion
 REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
-
-
-@dataclass
-class Gallery:
-    """Before/after pictures for a page that was asked for. A report never holds them."""
-
-    rows: list[tuple[str, Pictures, Pictures]] = field(default_factory=list)
 
 
 def score(

@@ -22,6 +22,7 @@ CARD = """\
 
 ```python
 import hotfix
+
 pipe = hotfix.load_pipeline("{base}")
 hotfix.Stack.of(hotfix.Patch.load("patches/{name}/{file}")).apply(pipe)
 ```
@@ -38,7 +39,7 @@ hotfix.Stack.of(hotfix.Patch.load("patches/{name}/{file}")).apply(pipe)
 {summary}
 ```
 
-Built in {seconds:.0f} s on {hardware}. Intervals are Clopper–Pearson, 95%; `report.json` has every number.
+Measured on {hardware}. Intervals are Clopper–Pearson, 95%; `report.json` has every number.
 
 ## What this does and does not say
 
@@ -67,7 +68,6 @@ def make(name: str, n: int) -> None:
         file=path.name,
         facts=describe(patch),
         summary=summary(report),
-        seconds=seconds,
         hardware=report.hardware,
         words="\n".join(f"- {words}" for words in report.words),
         run="; ".join(report.attacks_run),

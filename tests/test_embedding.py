@@ -23,7 +23,7 @@ def torchscript(tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     torch.jit.script(network).save(str(tmp_path / "embedder.ts"))
-    return {"kind": "torchscript", "path": "embedder.ts", "size": 24, "mean": 0.0, "std": 1 / 255}
+    return {"kind": "face", "path": "embedder.ts", "size": 24}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def transformers(tmp_path):
     CLIPVisionModel(config).save_pretrained(tmp_path / "vision")
     side = {"height": 16, "width": 16}
     CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False).save_pretrained(tmp_path / "vision")
-    return {"kind": "transformers", "path": "vision"}
+    return {"kind": "features", "path": "vision"}
 
 
 def recipe_with(folder, similarity, **more):
@@ -65,18 +65,18 @@ def test_targets_are_recognised_by_the_network_of_the_recipe(tmp_path, kind, req
 
 def test_pixels_reach_a_torchscript_network_as_the_recipe_says(tmp_path):
     torch.jit.script(nn.Flatten()).save(str(tmp_path / "as-is.ts"))
-    embed = embedding.torchscript(tmp_path / "as-is.ts", size=16, mean=0.0, std=1 / 255)
+    embed = embedding.fed(embedding.torchscript(tmp_path / "as-is.ts"), 16, (0.0,), (1 / 255,))
     torch.testing.assert_close(embed(SEEN).reshape_as(SEEN), (SEEN + 1) * 127.5, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("similarity", "words"),
     [
-        ({"kind": "torchscript"}, "similarity.path is empty"),
-        ({"kind": "torchscript", "path": "nothing.ts"}, "cannot load nothing.ts"),
-        ({"kind": "torchscript", "path": "recipe.txt"}, "cannot load recipe.txt"),
-        ({"kind": "transformers", "path": "nothing"}, "cannot load nothing"),
-        ({"kind": "plugin", "name": "nothing"}, "no installed package offers 'nothing'"),
+        ({"kind": "face"}, "similarity.path is empty"),
+        ({"kind": "sscd", "path": "nothing.ts"}, "'sscd' cannot be loaded"),
+        ({"kind": "sscd", "path": "recipe.txt"}, "'sscd' cannot be loaded"),
+        ({"kind": "features", "path": "nothing"}, "'features' cannot be loaded"),
+        ({"kind": "nothing"}, "no installed package offers 'nothing'"),
     ],
 )
 def test_a_network_that_is_not_there_ends_in_a_sentence(tmp_path, similarity, words):
@@ -98,6 +98,6 @@ def test_a_plugin_is_found_by_its_entry_point(tmp_path, monkeypatch):
         "def embedder(path):\n    return lambda pictures: pictures.mean(dim=(2, 3)) + 1\n"
     )
     monkeypatch.syspath_prepend(str(package))
-    recipe = recipe_with(tmp_path, {"kind": "plugin", "name": "brightness"})
+    recipe = recipe_with(tmp_path, {"kind": "brightness"})
     embed = embedding.embedder(recipe.similarity, recipe.place(""))
     torch.testing.assert_close(embed(SEEN), SEEN.mean(dim=(2, 3)) + 1)

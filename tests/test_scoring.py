@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from hotfix import page
 from hotfix.demo import fingerprint
+from hotfix.page import Gallery
 from hotfix.report import Rate, Report
-from hotfix.scoring import Gallery, score
+from hotfix.scoring import score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
@@ -54,8 +54,8 @@ def test_report_and_page_hold_pictures_only_when_asked(recipe, pipe, patches, tm
     gallery = Gallery()
     report = score(pipe, recipe, stack=Stack.of(patches[0]), n=2, gallery=gallery)
     assert Report.load(report.save(tmp_path / "report.json")) == report
-    bare = page.write(report, tmp_path / "bare.html").read_text()
-    shown = page.write(report, tmp_path / "shown.html", gallery).read_text()
+    bare = report.to_html(tmp_path / "bare.html").read_text()
+    shown = report.to_html(tmp_path / "shown.html", gallery).read_text()
     assert "data:image" not in bare and "data:image/png" in shown
     assert all(words in bare.replace("&#39;", "'") for words in report.words)
 

@@ -29,7 +29,7 @@ def recipe_of_kind(folder, family, **surrogate):
     return Recipe.parse(data, folder=folder)
 
 
-@pytest.mark.parametrize("kind", ["sdedit", "nearest", "extrapolation"])
+@pytest.mark.parametrize("kind", ["sdedit", "nearest", "posterior", "latent"])
 def test_the_base_makes_its_own_surrogates(tmp_path, family, denoiser, kind):
     (target,) = prepare(recipe_of_kind(tmp_path, family, kind=kind), denoiser).targets
     assert 1 <= len(target.surrogates) <= 3
