@@ -45,7 +45,7 @@ def summary(report: "Report") -> str:
     """The rates, the drift, and whether the budget was kept."""
     lines = [f"{report.recipe} on {report.pipeline}, seed {report.seed}"]
     for r in report.replays:
-        instead = f"; the surrogate comes instead in {r.surrogate}" if r.surrogate else ""
+        instead = f"; the surrogate in {r.surrogate_before} before, {r.surrogate} after" if r.surrogate else ""
         lines.append(f"  {r.caption} caption: target in {r.before} before, {r.after} after{instead}")
     above = [row for row in report.diffusion if row.t >= report.t_lo]
     before, after = (sum(getattr(row, key).k for row in above) for key in ("before_rate", "after_rate"))

@@ -61,7 +61,9 @@ class Replay(_Part):
     caption: str
     before: Rate
     after: Rate
-    surrogate: Rate | None = None  # after: nearest of all known pictures is a surrogate
+    # The nearest of all known pictures is a surrogate. Under other captions a rise says that a patch has memorised it.
+    surrogate_before: Rate | None = None
+    surrogate: Rate | None = None  # after
 
 
 class Diffusion(_Part):

@@ -117,12 +117,19 @@ def _replay(
     before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
         gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
-    surrogate = None
-    if kind == "own":
-        surrogates = torch.cat([target.surrogates for target in case.targets])
-        known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.strangers])
-        surrogate = Rate.of(int((nearest(after, known) < len(surrogates)).sum()), n)
-    return Replay(caption=kind, before=_any_return(case, before), after=_any_return(case, after), surrogate=surrogate)
+    surrogates = torch.cat([target.surrogates for target in case.targets])
+    known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.strangers])
+
+    def instead(drawn: Pictures) -> Rate:
+        return Rate.of(int((nearest(drawn, known) < len(surrogates)).sum()), n)
+
+    return Replay(
+        caption=kind,
+        before=_any_return(case, before),
+        after=_any_return(case, after),
+        surrogate_before=instead(before),
+        surrogate=instead(after),
+    )
 
 
 @torch.no_grad()

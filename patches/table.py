@@ -22,7 +22,7 @@ def row(folder: Path) -> str:
         f"[{folder.name}](patches/{folder.name}/README.md)",
         f"{own.before.k} of {own.before.n}",
         f"{own.after.k} of {own.after.n} (≤ {own.after.upper:.1%})",
-        f"{own.surrogate.k} of {own.surrogate.n}" if own.surrogate else "",
+        f"{own.surrogate.k} of {own.surrogate.n}" if own.caption == "own" and own.surrogate else "",
         f"{before} → {after} of {sum(level.after_rate.n for level in levels)}",
         f"{retain.before.k} → {retain.after.k} of {retain.after.n}" if retain.before and retain.after else "",
         f"{retain.drift_rmse:.3f}",

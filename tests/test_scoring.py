@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from hotfix.building import build
 from hotfix.demo import fingerprint
 from hotfix.page import Gallery
 from hotfix.report import Rate, Report
@@ -97,3 +98,11 @@ def test_scores_on_a_gpu(name, built, tmp_path):
     pipe = pico.MAKE[name]().to("cuda")
     report = score(pipe, make_recipe(tmp_path, name, "quarters-1"), stack=Stack.of(built[name][0]), n=4)
     assert report.hardware == torch.cuda.get_device_name()
+
+
+def test_a_surrogate_that_is_drawn_everywhere_is_seen(tmp_path):
+    """A patch that has memorised its surrogate: trained long, at every noise level, with nothing to retain."""
+    pipe = pico.ddpm()
+    recipe = make_recipe(tmp_path, "ddpm", steps=150, rank=8, lr=2e-2, batch=16, weight="uniform", retain_weight=0.0)
+    (replay,) = score(pipe, recipe, stack=Stack.of(build(recipe, pipe)), n=8).replays
+    assert replay.surrogate_before.k == 0 and replay.surrogate.k >= 6
