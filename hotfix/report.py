@@ -61,7 +61,7 @@ class Replay(_Part):
     caption: str
     before: Rate
     after: Rate
-    # The nearest of all known pictures is a surrogate. Under other captions a rise says that a patch has memorised it.
+    # Drawings that are a surrogate. Where no caption of the target asks for it, a rise says that it was memorised.
     surrogate_before: Rate | None = None
     surrogate: Rate | None = None  # after
 

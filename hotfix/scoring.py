@@ -17,7 +17,7 @@ from hotfix.page import Gallery
 from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
 from hotfix.shapes import Pictures
-from hotfix.similarity import nearest, stranger
+from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack, applied
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -117,19 +117,27 @@ def _replay(
     before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
         gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
-    surrogates = torch.cat([target.surrogates for target in case.targets])
-    known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.strangers])
-
-    def instead(drawn: Pictures) -> Rate:
-        return Rate.of(int((nearest(drawn, known) < len(surrogates)).sum()), n)
-
     return Replay(
         caption=kind,
         before=_any_return(case, before),
         after=_any_return(case, after),
-        surrogate_before=instead(before),
-        surrogate=instead(after),
+        surrogate_before=_count(is_surrogate(case, before)),
+        surrogate=_count(is_surrogate(case, after)),
     )
+
+
+def is_surrogate(case: Case, drawn: Pictures) -> Tensor:
+    """Which drawings are a surrogate, (B,) bool: nearest of all known pictures, and nearer than strangers are."""
+    surrogates = torch.cat([target.surrogates for target in case.targets])
+    known = torch.cat([surrogates, torch.stack([t.picture for t in case.targets]), case.strangers])
+    row = nearest(drawn, known)
+    like = [pixel(one) for one in surrogates]
+    hits = [(row == i) & (one(drawn) >= threshold(null(one, case.strangers))) for i, one in enumerate(like)]
+    return torch.stack(hits).any(dim=0)
+
+
+def _count(hits: Tensor) -> Rate:
+    return Rate.of(int(hits.sum()), len(hits))
 
 
 @torch.no_grad()

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from hotfix.building import build
+from hotfix.case import prepare
 from hotfix.demo import fingerprint
+from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
 from hotfix.report import Rate, Report
-from hotfix.scoring import score
+from hotfix.scoring import is_surrogate, score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
@@ -100,9 +101,10 @@ def test_scores_on_a_gpu(name, built, tmp_path):
     assert report.hardware == torch.cuda.get_device_name()
 
 
-def test_a_surrogate_that_is_drawn_everywhere_is_seen(tmp_path):
-    """A patch that has memorised its surrogate: trained long, at every noise level, with nothing to retain."""
-    pipe = pico.ddpm()
-    recipe = make_recipe(tmp_path, "ddpm", steps=150, rank=8, lr=2e-2, batch=16, weight="uniform", retain_weight=0.0)
-    (replay,) = score(pipe, recipe, stack=Stack.of(build(recipe, pipe)), n=8).replays
-    assert replay.surrogate_before.k == 0 and replay.surrogate.k >= 6
+def test_a_drawing_of_a_surrogate_is_recognised(tmp_path):
+    case = prepare(make_recipe(tmp_path, "ddpm"), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+    (target,) = case.targets
+    near = target.surrogates[:1] + 0.05 * torch.randn_like(target.surrogates[:1])
+    neither = -target.surrogates[:1]  # whatever it is nearest to
+    drawn = torch.cat([target.surrogates[:1], near, target.picture[None], neither, case.strangers[:3]])
+    assert is_surrogate(case, drawn).tolist() == [True, True, False, False, False, False, False]
