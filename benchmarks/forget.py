@@ -1,11 +1,14 @@
 """Hotfix against ten published objectives, on the same 24 targets, at the same compute, judged by the same drawings.
 
-    python benchmarks/forget.py --quick                     all methods once on one emoji, 20 minutes on two cores
+    python benchmarks/forget.py --quick                     all methods once on one emoji, sized for 20 minutes
     python benchmarks/forget.py --only '*/hotfix/*'         1. hotfix everywhere: its cost is the budget of the sweeps
     python benchmarks/forget.py                             2. rivals as published everywhere; sweeps on five targets
-    python benchmarks/forget.py --best                      3. every rival's best setting of the sweep everywhere
+    python benchmarks/forget.py --best benchmarks/results/forget    3. each rival's best setting everywhere
     python benchmarks/forget.py --ablations                 hotfix with one thing changed
     python benchmarks/forget_table.py benchmarks/results/forget
+
+--quick draws little and stops all training after 40 steps: it says that the methods run, not which is better. A sweep
+may be drawn smaller than the rest (--n, --noises) in a folder of its own (-o), which --best then reads.
 
 Every (base, target, method, setting, seed) is one unit, and one JSON file under the output folder. A unit whose file is
 there is skipped, so a run may be stopped and gone on with; `--shard 1/4` takes every fourth unit, for four processes or
@@ -52,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, help="default: results/forget, or results/forget-quick")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--quick", action="store_true", help="one emoji, 40 steps, 16 seeds: whether it runs, no verdict")
-    what.add_argument("--best", action="store_true", help="the best settings of the sweeps, on all targets")
+    what.add_argument("--best", type=Path, metavar="FOLDER", help="the best settings of a folder, on all targets")
     what.add_argument("--ablations", action="store_true", help="hotfix with one thing changed")
     what.add_argument("--sweep-all", action="store_true", help="the sweeps on all targets and seeds")
     parser.add_argument("--seeds", type=int, default=3)
@@ -81,8 +84,8 @@ def main() -> None:
     bases, rows = targets.read(dict(args.base) | ({"faces": args.faces} if args.faces else {}), args.face_scorer)
     if args.quick:
         planned = units.quick_units()
-    elif args.best:
-        planned = units.best_units(rows, args.seeds, best.best_settings(best.read(out)))
+    elif args.best is not None:
+        planned = units.best_units(rows, args.seeds, best.best_settings(best.read(args.best)))
     elif args.ablations:
         planned = units.ablation_units(rows, args.seeds)
     else:

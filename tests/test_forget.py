@@ -8,11 +8,11 @@ from dataclasses import replace
 import pico
 import pytest
 import torch
-from conftest import make_recipe
+from conftest import make_recipe, picture
 
 from benchmarks.flags import TWINS, real_flags
 from benchmarks.forgetting import best, compute, distance, plot, table, targets, work
-from benchmarks.forgetting.bench import chosen
+from benchmarks.forgetting.bench import Bench, chosen
 from benchmarks.forgetting.best import Row
 from benchmarks.forgetting.drawings import drawn
 from benchmarks.forgetting.measure import measured, rounded
@@ -310,3 +310,33 @@ def test_the_table_is_written_from_files(tmp_path, monkeypatch):
     assert "flags/two/siss/published/0: for a reason" in (tmp_path / "forget.md").read_text()
     assert (tmp_path / "ablations.md").is_file()
     assert json.loads((tmp_path / f"{unit.id}.json").read_text())["failed"]
+
+
+# All of it, on four faces of a base in a folder
+
+
+class Colours(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.adaptive_avg_pool2d(x - 127.5, 4).flatten(1)
+
+
+def test_faces_are_measured_with_the_scorer_against_gold_and_once(tmp_path):
+    base_folder, scorer, out = tmp_path / "faces", tmp_path / "scorer.pt", tmp_path / "out"
+    pico.ddpm().save_pretrained(base_folder)
+    (base_folder / "forget").mkdir()
+    for i in range(4):
+        picture(i).save(base_folder / "forget" / f"{i}.png")
+    torch.jit.script(Colours()).save(str(scorer))
+    given, rows = targets.read({"faces": str(base_folder)}, scorer)
+    base = replace(given["faces"], call=pico.CALLS["ddpm"])
+    row = next(row for row in rows if row.name == "face-2")
+    unit = Unit("faces", "face-2", 0, "plain", middle("plain"))
+    stamps = set()
+    for _ in range(2):
+        Bench(out, SMALL, "cpu", {"faces/face-2": str(base_folder)}).do(base, row, 0, [unit])
+        first, second = (work.load(out, one, SMALL)["numbers"] for one in (unit.waits_for, unit))
+        assert second["tau"] == 0.48
+        assert second["budget"] == first["cost"]
+        assert second["base_gold"] == 0 < second["gold"]
+        stamps.add((out / f"{unit.id}.json").stat().st_mtime_ns)
+    assert len(stamps) == 1

@@ -126,7 +126,7 @@ def rounded(value: Any) -> Any:
     """Floats to a few digits: the last ones depend on the machine."""
     match value:
         case float():
-            return round(value, DIGITS)
+            return round(value, DIGITS) + 0.0  # no minus zero
         case dict():
             return {key: rounded(item) for key, item in value.items()}
         case list():
