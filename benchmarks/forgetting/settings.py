@@ -94,7 +94,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
     """Label -> changes to the recipe, one thing at a time."""
     train: dict[str, tuple[Any, ...]] = {
         "weight": ("uniform", "fixed", "soft", "min-snr", "p2"),
-        "target": ("delta", "posterior"),
+        "target": ("delta",),
         "responsibility": (True,),
         "surgery": ("none", "two-sided", "per-tensor", "orthogonal"),
         "ema": (0.0,),
@@ -104,7 +104,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
     }
     found = {f"{key}={value}": {"train": {key: value}} for key, values in train.items() for value in values}
     own = "files" if target.files else target.surrogate
-    for kind in ("sdedit", "nearest", "inpaint", "extrapolation"):
+    for kind in ("sdedit", "nearest", "posterior", "inpaint", "latent"):
         if kind != own:
             found[f"surrogate={kind}"] = {"surrogate": {"kind": kind}}
     return found
