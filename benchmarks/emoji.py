@@ -33,14 +33,16 @@ PATCH = ROOT / "patches" / "jack-o-lantern"
 SEED = 100_000
 
 sys.path.insert(0, str(ROOT / "examples" / "bases"))
-from emoji import MEMORISED, emoji  # noqa: E402
+from atlas import tiles  # noqa: E402
+
+MEMORISED = "JACK-O-LANTERN"
 
 
 class Test:
     """Is this drawing the memorised picture?"""
 
     def __init__(self):
-        names, self.real = emoji()
+        names, self.real = tiles("emoji")
         self.row = names.index(MEMORISED)
         self.similarity = pixel(self.real[self.row])
         others = torch.cat([self.real[: self.row], self.real[self.row + 1 :]])
