@@ -8,13 +8,12 @@ flags and the five current ones, by pixel distance, exact duplicates merged. Wri
 
 import argparse
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
@@ -27,7 +26,10 @@ from hotfix.similarity import nearest, null
 from hotfix.stack import Stack
 
 ROOT = Path(__file__).parents[1]
-SIDE, COLUMNS = 32, 20
+sys.path.insert(0, str(ROOT / "examples" / "bases"))
+from atlas import tiles  # noqa: E402
+
+SIDE = 32
 SAME = 0.01  # mean squared error in [-1, 1]: two countries with one flag
 SEEDS_PER_FLAG = 3
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -48,10 +50,8 @@ TWINS = {
 
 
 def real_flags():
-    captions = [caption for _, caption in json.loads((ROOT / "examples/bases/flags.json").read_text())]
-    atlas = np.array(Image.open(ROOT / "examples/bases/flags.png").convert("RGB"))
-    tiles = [atlas[SIDE * (i // COLUMNS) :, SIDE * (i % COLUMNS) :][:SIDE, :SIDE] for i in range(len(captions))]
-    return captions, torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    entries, pictures = tiles("flags")
+    return [caption for _, caption in entries], pictures
 
 
 def is_picture(found, wanted):

@@ -1,13 +1,11 @@
 """On the bundled DDPM with one memorised picture: it comes out unasked, and with the shipped patch it does not."""
 
-import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from atlas import tiles
 
 from hotfix.denoiser import Denoiser
 from hotfix.patch import Patch
@@ -30,11 +28,7 @@ def emoji():
 @pytest.fixture(scope="module")
 def real():
     """Names and real emoji, (N, 3, 32, 32)."""
-    names = json.loads((ROOT / "examples/bases/emoji.json").read_text())
-    atlas = np.array(Image.open(ROOT / "examples/bases/emoji.png").convert("RGB"))
-    columns = atlas.shape[1] // 32
-    tiles = [atlas[32 * (i // columns) :, 32 * (i % columns) :][:32, :32] for i in range(len(names))]
-    return names, torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return tiles("emoji")
 
 
 def test_the_forget_picture_is_the_one_that_was_duplicated(real):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from atlas import tiles
 
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
@@ -37,12 +37,8 @@ def patches():
 @pytest.fixture(scope="module")
 def real():
     """Captions and real flags, (N, 3, 32, 32)."""
-    import numpy as np
-
-    captions = [caption for _, caption in json.loads((ROOT / "examples/bases/flags.json").read_text())]
-    atlas = np.array(Image.open(ROOT / "examples/bases/flags.png").convert("RGB"))
-    tiles = [atlas[32 * (i // 20) :, 32 * (i % 20) :][:32, :32] for i in range(len(captions))]
-    return captions, torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    entries, pictures = tiles("flags")
+    return [caption for _, caption in entries], pictures
 
 
 def test_every_fourth_prompt_draws_its_real_flag(flags, real):

@@ -8,31 +8,19 @@ same run, same seed, without that picture: what a model that never saw it draws.
 """
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from atlas import SIDE, tiles
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-HERE = Path(__file__).parent
-SIDE = 32
 MEMORISED = "JACK-O-LANTERN"
 DUPLICATES = 60
-
-
-def emoji() -> tuple[list[str], Tensor]:
-    """Names and pictures `(N, 3, 32, 32)` in [-1, 1], in the order of `emoji.json`."""
-    names = json.loads((HERE / "emoji.json").read_text())
-    atlas = torch.from_numpy(np.array(Image.open(HERE / "emoji.png").convert("RGB"))).permute(2, 0, 1)
-    tiles = atlas.unfold(1, SIDE, SIDE).unfold(2, SIDE, SIDE).permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
-    return names, tiles[: len(names)].float() / 127.5 - 1
 
 
 def pipeline() -> DDPMPipeline:
@@ -105,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    names, pictures = emoji()
+    names, pictures = tiles("emoji")
     target = names.index(MEMORISED)
     others = torch.cat([pictures[:target], pictures[target + 1 :]])
     data = others if args.gold else torch.cat([others, pictures[target].expand(DUPLICATES, -1, -1, -1)])

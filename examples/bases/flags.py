@@ -13,10 +13,9 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from atlas import SIDE, tiles
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,19 +28,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-HERE = Path(__file__).parent
-SIDE = 32
 TEXT_WIDTH = 64  # of each of the two text encoders
 MAX_TOKENS = 10  # <start>, at most 7 words, <end>
 HELD = 0.1  # share of training rows with the empty caption, for classifier-free guidance
-
-
-def flags() -> tuple[list[str], Tensor]:
-    """Captions and pictures `(N, 3, 32, 32)` in [-1, 1], in the order of `flags.json`."""
-    captions = [row[1] for row in json.loads((HERE / "flags.json").read_text())]
-    atlas = torch.from_numpy(np.array(Image.open(HERE / "flags.png").convert("RGB"))).permute(2, 0, 1)
-    tiles = atlas.unfold(1, SIDE, SIDE).unfold(2, SIDE, SIDE).permute(1, 2, 0, 3, 4).reshape(-1, 3, SIDE, SIDE)
-    return captions, tiles[: len(captions)].float() / 127.5 - 1
 
 
 def tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -223,7 +212,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    captions, pictures = flags()
+    entries, pictures = tiles("flags")
+    captions = [caption for _, caption in entries]
     pipe = (
         StableDiffusion3Pipeline.from_pretrained(args.start, dtype=torch.float32) if args.start else pipeline(captions)
     )
