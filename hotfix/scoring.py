@@ -24,6 +24,7 @@ LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
 STEPS = 12  # denoising steps of partial diffusion
+STRANGERS = 32  # noises for the stranger's curve
 REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
 
 
@@ -62,7 +63,7 @@ def score(
         stage("replaying seeds")
         replays = [_replay(denoiser, stack, case, kind, seed, n, gallery) for kind in case.caption_kinds()]
         stage("partial diffusion")
-        noises = max(2, n // NOISES_SHARE)
+        noises = max(2, n // NOISES_SHARE, len(case.targets))
         kinds = list(case.caption_kinds())
         diffusion = [row for kind in kinds for row in _diffusion(denoiser, stack, case, kind, seed, noises)]
         stage("drawing what must stay")
@@ -142,33 +143,44 @@ def _count(hits: Tensor) -> Rate:
 
 @torch.no_grad()
 def _diffusion(denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int) -> list[Diffusion]:
-    target = case.targets[0]
-    captions = _cycled(case.caption_kinds()[kind], n)
-    return [_level(denoiser, stack, target, kind, denoiser.embed(captions), level, seed, n) for level in LEVELS]
+    rows = denoiser.embed(_cycled(case.caption_kinds()[kind], n))
+    return [_level(denoiser, stack, case.targets, kind, rows, level, seed, n) for level in LEVELS]
 
 
 def _level(
-    denoiser: Denoiser, stack: Stack, target: Target, kind: str, rows: dict[str, Tensor], t: float, seed: int, n: int
+    denoiser: Denoiser,
+    stack: Stack,
+    targets: Sequence[Target],
+    kind: str,
+    rows: dict[str, Tensor],
+    t: float,
+    seed: int,
+    n: int,
 ) -> Diffusion:
+    """Noise the targets in turn, n noises in all; each drawing is compared with the target that it came from."""
+    turn = torch.arange(n) % len(targets)
     generator = torch.Generator().manual_seed(seed + PARTIAL)
-    eps = torch.randn((n, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
+    eps = torch.randn((n, *targets[0].x_f.shape[1:]), generator=generator).to(targets[0].x_f.device)
     guidance = denoiser.guidance if kind == "own" else 1.0
 
-    def back(x: Tensor, n: int = n) -> Pictures:
-        x_t = denoiser.noised(x, torch.full((n,), t, device=x.device), eps[:n])
-        part = {k: v[:n] for k, v in rows.items()}
+    def back(x: Tensor) -> Pictures:
+        x_t = denoiser.noised(x, torch.full((len(x),), t, device=x.device), eps[: len(x)])
+        part = {k: v[: len(x)] for k, v in rows.items()}
         return denoiser.decode(denoiser.denoise(x_t, t, part, steps=STEPS, guidance=guidance)).cpu()
 
-    before, after = _twice(denoiser.pipe, stack, lambda: back(target.x_f))
-    unseen = stranger(target.picture)
-    few = min(n, 32)
-    error = (back(denoiser.encode(unseen[None]), few) - unseen).square().mean(dim=(1, 2, 3)).sqrt()
-    like_before, like_after = target.similarity(before), target.similarity(after)
+    def like(drawn: Pictures) -> Tensor:
+        return torch.stack([target.similarity(drawn) for target in targets])[turn, torch.arange(n)]
+
+    x_f = torch.cat([target.x_f for target in targets])[turn.to(targets[0].x_f.device)]
+    like_before, like_after = map(like, _twice(denoiser.pipe, stack, lambda: back(x_f)))
+    unseen = torch.stack([stranger(target.picture) for target in targets])[turn[: min(n, STRANGERS)]]
+    error = (back(denoiser.encode(unseen)) - unseen).square().mean(dim=(1, 2, 3)).sqrt()
+    tau = torch.tensor([target.tau for target in targets])[turn]
     return Diffusion(
         caption=kind,
         t=t,
-        before_rate=Rate.of(int((like_before >= target.tau).sum()), n),
-        after_rate=Rate.of(int((like_after >= target.tau).sum()), n),
+        before_rate=Rate.of(int((like_before >= tau).sum()), n),
+        after_rate=Rate.of(int((like_after >= tau).sum()), n),
         before_mean=float(like_before.mean()),
         after_mean=float(like_after.mean()),
         after_q95=float(like_after.quantile(0.95)),

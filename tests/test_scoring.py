@@ -3,7 +3,7 @@
 import pico
 import pytest
 import torch
-from conftest import make_recipe
+from conftest import make_recipe, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
@@ -108,3 +108,15 @@ def test_a_drawing_of_a_surrogate_is_recognised(tmp_path):
     neither = -target.surrogates[:1]  # whatever it is nearest to
     drawn = torch.cat([target.surrogates[:1], near, target.picture[None], neither, case.strangers[:3]])
     assert is_surrogate(case, drawn).tolist() == [True, True, False, False, False, False, False]
+
+
+def test_every_target_of_a_recipe_is_noised_and_compared_with_itself(tmp_path, family, pipe):
+    one = make_recipe(tmp_path / "one", family)
+    rows = score(pipe, one, n=8).diffusion
+    same, two = make_recipe(tmp_path / "same", family), make_recipe(tmp_path / "two", family)
+    for kind in ("forget", "surrogate"):
+        first = (tmp_path / "same" / kind / "one.png").read_bytes()
+        (tmp_path / "same" / kind / "two.png").write_bytes(first)
+        picture(2 if kind == "forget" else 102).save(tmp_path / "two" / kind / "two.png")
+    assert score(pipe, same, n=8).diffusion == rows
+    assert all(a.before_mean != b.before_mean for a, b in zip(score(pipe, two, n=8).diffusion, rows, strict=True))
