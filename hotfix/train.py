@@ -29,7 +29,6 @@ AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drif
 TRIAL_EVERY = 50
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
-STRONGEST = 1.25
 BISECTIONS = 4
 
 
@@ -89,11 +88,11 @@ def train(
         with adapter.off():
             base = kept()
 
-    def passes() -> float:
-        worst = -1.0
-        for target, window in zip(case.targets, windows, strict=True):
-            worst = max(worst, trial(denoiser, target, case.strangers, conditions, window, options.seed))
-        return worst
+    def passes() -> bool:
+        return all(
+            trial(denoiser, target, case.strangers, conditions, window, options.seed)
+            for target, window in zip(case.targets, windows, strict=True)
+        )
 
     while state["step"] < options.steps and state["passes"] < PASSES:
         step = state["step"]
@@ -122,7 +121,7 @@ def train(
         state["step"] = step + 1
         if state["step"] % TRIAL_EVERY == 0:
             adapter.set_flat(average)
-            state["passes"] = state["passes"] + 1 if passes() <= 0 else 0
+            state["passes"] = state["passes"] + 1 if passes() else 0
             if options.dual_rate:  # dual ascent on the constraint drift <= budget
                 over = drift(kept(), base) / drift_budget - 1
                 state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
@@ -152,21 +151,22 @@ def _gradient(loss: Tensor, adapter: Adapter, accelerator: Accelerator) -> Flat:
     return accelerator.reduce(torch.cat([g.flatten() for g in grads]), reduction="mean")
 
 
-def _smallest_strength(adapter: Adapter, trial: Callable[[], float]) -> tuple[float, bool]:
-    """Bisect for the smallest strength that passes, and leave the adapter at it."""
+def _smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[float, bool]:
+    """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
+
+    Never above 1: amplified factors overshoot the surrogate, which costs more than the trial's last percent.
+    """
     now = 1.0
 
     def passes_at(strength: float) -> bool:
         nonlocal now
         adapter.scale(strength / now)
         now = strength
-        return trial() <= 0
+        return passes()
 
-    high = next((s for s in (1.0, STRONGEST) if passes_at(s)), None)
-    if high is None:
-        adapter.scale(1.0 / now)
+    if not passes_at(1.0):
         return 1.0, False
-    low = high / 2
+    low, high = 0.5, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if passes_at(middle) else (middle, high)

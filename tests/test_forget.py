@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_recipe, picture
 
-from benchmarks.flags import TWINS, real_flags
+from benchmarks.flags import TWINS, real_flags, tiles
 from benchmarks.forgetting import best, compute, distance, plot, table, targets, work
 from benchmarks.forgetting.bench import Bench, chosen
 from benchmarks.forgetting.best import Row
@@ -22,7 +22,6 @@ from benchmarks.forgetting.targets import ROOT, Base, Target
 from benchmarks.forgetting.training import asked, with_changes
 from benchmarks.forgetting.units import Unit, ablation_units, best_units, quick_units, units
 from benchmarks.rivals.ways import opened
-from examples.bases.emoji import emoji
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
@@ -50,7 +49,7 @@ def test_every_target_says_once_which_picture_it_is(row):
 
 
 def test_targets_of_a_data_set_are_far_from_everything_else_in_it():
-    for base, (names, pictures), limit in (("flags", real_flags(), 0.31), ("emoji", emoji(), 0.23)):
+    for base, (names, pictures), limit in (("flags", real_flags(), 0.31), ("emoji", tiles("emoji"), 0.23)):
         for row in (row for row in TARGETS if row.base == base and row.real):
             i = names.index(row.real)
             others = torch.cat([pictures[:i], pictures[i + 1 :]])

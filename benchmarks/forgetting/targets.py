@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flags import real_flags
-from examples.bases.emoji import emoji
+from benchmarks.flags import real_flags, tiles
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
 from hotfix.pictures import load, to_images
@@ -75,7 +74,7 @@ def real(base: Base, denoiser: Denoiser) -> tuple[list[str], Pictures] | None:
         case "flags":
             return real_flags()
         case "emoji":
-            return emoji()
+            return tiles("emoji")
     files = sorted(Path(base.pipeline).glob("real/*.png"))
     return ([path.stem for path in files], load(files, denoiser.size)) if files else None
 
