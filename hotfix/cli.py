@@ -41,7 +41,7 @@ def build(
     recipe: Path,
     *,
     out: Out = Path("dist"),
-    n: Annotated[int, Parameter(help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
     html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
 ) -> None:
     """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
@@ -128,7 +128,7 @@ def score(
     *,
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
-    n: Annotated[int, Parameter(help="Pictures to draw for every rate.")] = 300,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
     json: Json = False,
     html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
 ) -> None:
