@@ -121,7 +121,9 @@ def one_patch(folder, pipe, others, before, n):
 @torch.no_grad()
 def partial_diffusion(denoiser, stack, target, others, n):
     """Mean and 95th percentile of the similarity to the target, against the 99th percentile of real other flags."""
-    strangers = null(target.similarity, others.known[~is_picture(others.known, target.picture)])
+    known = others.known[~is_picture(others.known, target.picture)]
+    strangers = null(target.similarity, known)
+    everything = torch.cat([known, target.surrogates, target.picture[None]])
     rows = []
     for kind, captions in (("empty", [""] * n), ("random", (others.captions * n)[:n])):
         condition = denoiser.embed(captions)
@@ -131,7 +133,8 @@ def partial_diffusion(denoiser, stack, target, others, n):
             few = {key: value[:BASE_NOISES] for key, value in condition.items()}
             base = target.similarity(denoiser.decode(denoiser.denoise(x_t[:BASE_NOISES], t, few, steps=12)))
             with stack.on(denoiser.pipe):
-                like = target.similarity(denoiser.decode(denoiser.denoise(x_t, t, condition, steps=12)))
+                drawn = denoiser.decode(denoiser.denoise(x_t, t, condition, steps=12))
+            like, row = target.similarity(drawn), nearest(drawn, everything)
             rows.append(
                 {
                     "caption": kind,
@@ -142,6 +145,8 @@ def partial_diffusion(denoiser, stack, target, others, n):
                     "patched 95th percentile": round(float(like.quantile(0.95)), 3),
                     "strangers' 99th percentile": round(strangers, 3),
                     "patched returns": int((like >= target.tau).sum()),
+                    "patched, nearest of all flags is another country's": int((row < len(known)).sum()),
+                    "patched, nearest of all flags is the target": int((row == len(everything) - 1).sum()),
                 }
             )
     instead = round(float(target.similarity(target.surrogates).max()), 3)

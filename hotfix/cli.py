@@ -42,7 +42,7 @@ def build(
     *,
     out: Out = Path("dist"),
     stack: Annotated[Path | None, Parameter(help="A lock: build on top of these patches, and require them.")] = None,
-    n: Annotated[int, Parameter(help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
     html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
 ) -> None:
     """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
@@ -130,7 +130,7 @@ def score(
     *,
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
-    n: Annotated[int, Parameter(help="Pictures to draw for every rate.")] = 300,
+    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
     json: Json = False,
     html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
 ) -> None:

@@ -92,7 +92,7 @@ def test_help_and_show_import_no_torch(shop):
 
 
 def test_from_recipe_to_patched_copy_and_back(project, base):
-    built = hotfix("build", "recipe.toml", "-o", "dist", "--n", 4, "--html", cwd=project)
+    built = hotfix("build", "recipe.toml", "-o", "dist", "-n", 4, "--html", cwd=project)
     assert built.returncode == 3, built.stderr  # 0 of 4 is no proof of 1%, and it says so
     assert "over budget" in built.stderr
     patch, report, page = map(Path, built.stdout.split())
