@@ -1,6 +1,6 @@
 """The numbers of the emoji patch: 1,000 pictures without a prompt from the base, the patched base and the gold model.
 
-    python examples/bases/emoji.py emoji-gold --gold
+    python examples/bases/emoji.py emoji-gold --without JACK-O-LANTERN
     python benchmarks/emoji.py --gold emoji-gold [-o benchmarks/emoji.json] [--n 1000]
 
 The gold model never saw the memorised picture: it says what a model would draw if the picture had never been there. A

@@ -15,8 +15,21 @@ there is skipped, so a run may be stopped and gone on with; `--shard 1/4` takes 
 machines that write into one folder. A sweep whose hotfix build is not there yet makes it first.
 
 Targets are in benchmarks/forgetting/targets.toml, settings in settings.py, what the numbers mean in measure.py. Faces
-are measured where `--faces` names a pipeline with forget/*.png (and real/*.png, if there are any) in its folder and
-`--face-scorer` a TorchScript file that recognises faces; else they are named as skipped.
+are measured where `--faces` names a pipeline with forget/*.png (and real/*.png, if there are any) in its folder, as
+`benchmarks/faces.py` writes it, and `--face-scorer` a TorchScript file that recognises faces; else they are named as
+skipped.
+
+A gold model never saw the target: the base's own training from the start, same seed, without that one picture. Where
+`--gold BASE/TARGET=FOLDER` names one, a unit also says how far its drawings are from the gold model's from the same
+seeds (`gold`, RMSE in [0, 1]; `base_gold` for the untouched base). How each base is trained without a picture:
+
+    python benchmarks/faces.py PORTRAITS -o FOLDER --without STEM           stems: see FACES/forget/
+    python examples/bases/emoji.py FOLDER --without JACK-O-LANTERN          or the `real` of an emoji in targets.toml
+    python examples/bases/flags.py FIRST --steps 3310 --without canada      likewise, twice:
+    python examples/bases/flags.py FOLDER --start FIRST --steps 9563 --batch 32 --seed 1 --without canada
+
+Nothing cheaper is gold: a run that goes on from a checkpoint has seen the picture, a short one lacks more than the
+picture, and so does one without several pictures at once, which is the gold model of all of them together.
 """
 
 import argparse
