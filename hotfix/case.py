@@ -3,12 +3,14 @@
 The same recipe on the same base gives the same case, so a score years later needs nothing that the build left behind.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hotfix import editor, embedding, inpaint, pictures, surrogate
+from hotfix.augment import augmented
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError
@@ -20,6 +22,8 @@ from hotfix.similarity import Similarity, inside, null, pixel, stranger, thresho
 BANK_STEPS = 8  # denoising steps for a retain picture: it is a place to stand on, not a print
 MOST_PROMPTS = 512
 MASK_LEVEL = 0.5  # noise at which the base still brings back what it has memorised
+VIEWS = 8  # of every forget picture, where train.augment names some kinds
+ADJACENT = 32  # pictures of the bank that a forget picture may lean towards
 SAME = 0.95  # similarity over all pixels of two drawings of one picture; flags that differ by a star stay below
 
 
@@ -36,6 +40,8 @@ class Target:
     tau: float  # from here on, a picture counts as the target
     t_lo: float  # below this noise level any picture survives
     blend: bool = False  # head for the surrogates' posterior mean, not for one of them
+    views: tuple["Target", ...] = ()  # the picture slightly changed, and its surrogates alike
+    adjacent: Latents | None = None  # (D, C, H, W): pictures to lean towards; None leans towards nothing
 
     def returned(self, drawn: Pictures) -> Tensor:
         """Which pictures count as the target, (B,) bool."""
@@ -84,16 +90,19 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
     if recipe.surrogate.kind == "files":
         given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
     captions, bank = _bank(recipe, denoiser)
-    alike = torch.stack([_drawn(picture, captions, bank) for picture in forget]).any(dim=0)
+    views = [look for i, picture in enumerate(forget) for look in _views(recipe, picture[None], seed + i)]
+    shown = [*forget, *torch.cat(views)] if views else forget
+    alike = torch.stack([drawings(picture, captions, bank) for picture in shown]).any(dim=0)
     clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
     scope = recipe.forget.scope
     if clashes and scope == "any":
         named = ", ".join(repr(caption) for caption in clashes[:5])
         raise ForgetConflict(
-            f"the base also draws a forget picture for the caption {named}",
+            f"the base also draws a forget picture{' or a view of one' if views else ''} for the caption {named}",
             wanted="a forget picture that no other caption needs",
             hint="if that drawing is wrong too, add the caption to forget.captions; if it is right, "
-            'suppress the picture under its own captions only: forget.scope = "caption"',
+            'suppress the picture under its own captions only: forget.scope = "caption"'
+            + ("; or name fewer kinds in train.augment" if views else ""),
         )
     strangers = bank[~alike]
     if scope == "caption":  # the same picture has a right to be there under every other caption, and under none
@@ -109,11 +118,13 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
         _target(recipe, denoiser, picture, _own(given, i, len(forget)), strangers, seed + i)
         for i, picture in enumerate(forget)
     )
+    if toward := _adjacent(recipe, denoiser, targets, strangers):
+        targets = tuple(replace(target, adjacent=x) for target, x in zip(targets, toward, strict=True))
     own = tuple(recipe.forget.captions)
     return Case(targets, own, tuple(captions), bank, denoiser.encode(bank), alike, scope)
 
 
-def _drawn(picture: Picture, captions: list[str], bank: Pictures) -> Tensor:
+def drawings(picture: Picture, captions: Sequence[str], bank: Pictures) -> Tensor:
     """Which rows of the bank are drawings of the picture, (R,) bool.
 
     Under another caption only the same picture is one: a near twin has a right to be there. Without a caption the base
@@ -122,6 +133,30 @@ def _drawn(picture: Picture, captions: list[str], bank: Pictures) -> Tensor:
     known = threshold(null(pixel(stranger(picture)), bank))
     limit = torch.tensor([SAME if caption else known for caption in captions])
     return pixel(picture)(bank) >= limit
+
+
+def _views(recipe: Recipe, looks: Pictures, seed: int) -> list[Pictures]:
+    """Several pictures, changed alike into every view that the recipe asks for."""
+    kinds = recipe.train.augment
+    return [augmented(looks, kinds, seed * VIEWS + v) for v in range(VIEWS)] if kinds else []
+
+
+def _adjacent(
+    recipe: Recipe, denoiser: Denoiser, targets: tuple[Target, ...], strangers: Pictures
+) -> list[Latents] | None:
+    """For every target the pictures it may lean towards: the other forget pictures, or its neighbours in the bank."""
+    match recipe.train.adjacency:
+        case "bank":
+            near = [one.similarity(strangers).topk(min(ADJACENT, len(strangers))).indices for one in targets]
+            return [denoiser.encode(strangers[rows]) for rows in near]
+        case "auto" | "views" if len(targets) > 1:
+            return [torch.cat([other.x_f for other in targets if other is not one]) for one in targets]
+        case "views":
+            raise RecipeError(
+                "train.adjacency is views, but there is one forget picture",
+                hint='give other pictures of the subject in forget.images, or say adjacency = "bank"',
+            )
+    return None
 
 
 def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
@@ -156,15 +191,19 @@ def _target(
     if wanted.kind != "pixel":
         seen = embedding.cosine(embedding.embedder(wanted, recipe.place(wanted.path)), picture)
     surrogates = _surrogates(recipe, denoiser, picture, given, bank, seen, seed)
-    similarity = seen or pixel(picture, surrogates)
-    usual = null(similarity, bank)
-    tau = wanted.tau or threshold(usual)
     unseen = pixel(stranger(picture))
     t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
-    x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
-    return Target(
-        picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo, blend=recipe.surrogate.kind == "posterior"
-    )
+
+    def target(picture: Picture, surrogates: Pictures) -> Target:
+        similarity = seen or pixel(picture, surrogates)
+        usual = null(similarity, bank)
+        tau = wanted.tau or threshold(usual)
+        x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(surrogates)
+        blend = recipe.surrogate.kind == "posterior"
+        return Target(picture, surrogates, x_f, x_s, similarity, usual, tau, t_lo, blend)
+
+    views = _views(recipe, torch.cat([picture[None], surrogates]), seed)
+    return replace(target(picture, surrogates), views=tuple(target(look[0], look[1:]) for look in views))
 
 
 def _surrogates(

@@ -20,7 +20,8 @@ def path(folder: Path, recipe: Recipe, model: nn.Module, stack: Stack) -> Path:
     """Where the state of this recipe, with these pictures, on these weights and patches is kept, for no other build."""
     numbers = sketch({name: p for name, p in model.named_parameters() if p.dim() > 1})
     weights = {name: round(number, 3) for name, number in numbers.items()}  # the last digits vary with the threads
-    facts = [recipe.model_dump(mode="json"), weights, [patch.id for patch in stack.patches]]
+    wanted = recipe.model_dump(mode="json", exclude={"forget": {"held_out"}})  # those are never trained on
+    facts = [wanted, weights, [patch.id for patch in stack.patches]]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     named = {f"{section}.images": getattr(recipe, section).images for section in ("forget", "surrogate", "retain")}
     named["surrogate.mask"] = [recipe.surrogate.mask] if recipe.surrogate.mask else []

@@ -31,6 +31,7 @@ def describe(patch: Patch) -> str:
         "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
         "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {size / 1000:.0f} kB",
         "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file",
+        "views": ", ".join(m.recipe.get("train", {}).get("augment", [])),
         "measured at": f"{m.scope.width}x{m.scope.height}, noise from {m.scope.t_lo:.2f} on, {m.scope.scheduler}",
         "request": m.request or "none stated",
         "requires": ", ".join(m.requires),
@@ -51,6 +52,13 @@ def summary(report: "Report") -> str:
     before, after = (sum(getattr(row, key).k for row in above) for key in ("before_rate", "after_rate"))
     total = sum(row.after_rate.n for row in above)
     lines.append(f"  partial diffusion from t = {report.t_lo:.2f} on: {before} of {total} before, {after} after")
+    if report.subject:
+        lines.append(f"  {report.subject.pictures} held-out pictures of the subject, never trained on:")
+        for r in report.subject.replays:
+            lines.append(f"    {r.caption} caption: any of them in {r.before} before, {r.after} after")
+        for kind in report.subject.captions:
+            was, now = report.subject.returns(kind)
+            lines.append(f"    partial diffusion, {kind} caption: back in {was} before, {now} after")
     kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
     lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f} RMSE{kept}")
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hotfix import objective
 from hotfix.calibrate import FLOOR, Window
-from hotfix.case import Case
+from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.recipe import Train
@@ -20,6 +20,9 @@ from hotfix.shapes import Latents
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
 TURNED = 0.5  # share of the others that are noised from somewhere between x_f and x_s
+AS_IT_IS = 0.5  # share of the rows on the forget picture itself, where there are views of it
+LEANING = 0.3  # share of the rows that lean towards an adjacent picture, where there are some
+FARTHEST = 0.5  # longest shift, in units of ‖x_s - x_f‖: about what GUIDE allows
 NEIGHBOURS = 32  # retain pictures nearest to a target: they drift first
 NEAR, BARE, PURE_NOISE = 0.4, 0.4, 0.15  # shares of the retain rows
 
@@ -36,7 +39,6 @@ def neighbours(case: Case) -> Tensor:
 class ForgetRows:
     """What the forget loss is taken on: B noisy states and where each should head for."""
 
-    which: list[int]  # target of every row
     x_t: Latents
     t: Tensor  # (B,)
     condition: Mapping[str, Tensor]
@@ -44,6 +46,7 @@ class ForgetRows:
     x_s: Latents
     turned: Tensor  # (B,) bool: noised not from x_f but from somewhere on the way to x_s
     m: Tensor  # (B,) height of the window at t, in [0, 1]
+    blended: list[Latents | None]  # (K, C, H, W) of every row: head for their posterior mean, not for x_s
 
 
 def forget_rows(
@@ -57,35 +60,38 @@ def forget_rows(
     """Draw states noised from x_f, many from between x_f and x_s, and under the target's own caption many from x_s.
 
     Those are the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
-    Without them the base, which knows only x_f, pulls it back half-way.
+    Without them the base, which knows only x_f, pulls it back half-way. A target with views is shown as one of them in
+    half of the rows; one with adjacent pictures leans towards one of those in some, and its surrogate by as much.
     """
     kinds = [kind for kind in KINDS if kind in conditions]
     # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
     shares = [torch.tensor([KINDS[kind] * float(window.m[kind].max()) for kind in kinds]) for window in windows]
-    drawn, x, x_f, x_s, t, turned, m, picked = [], [], [], [], [], [], [], []
+    x, x_f, x_s, t, turned, m, blended, picked = [], [], [], [], [], [], [], []
     for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
-        instead = one.x_s[torch.randint(len(one.x_s), (), generator=generator)]
+        look = _look(one, generator)
+        shift = _shift(one, look, generator)
+        now, all_s = look.x_f[0] + shift, look.x_s + shift
+        instead = all_s[torch.randint(len(all_s), (), generator=generator)]
         level = windows[which].sample(kind, 1, generator)
         turn, turns, finishes = torch.rand(3, generator=generator).tolist()
         way = turn if turns < TURNED else 0.0  # from x_f (0) to x_s (1)
         if kind == "own" and finishes < FINISH:
             way, level = 1.0, 1 - torch.rand(1, generator=generator)  # any t: the base cannot finish what it never saw
-        drawn.append(which)
-        x.append(torch.lerp(one.x_f[0], instead, way))
-        x_f.append(one.x_f[0])
+        x.append(torch.lerp(now, instead, way))
+        x_f.append(now)
         x_s.append(instead)
         t.append(level)
         turned.append(way > 0)
         m.append(windows[which].at(kind, level))
+        blended.append(all_s if one.blend else None)
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     start = torch.stack(x)
     level = torch.cat(t).to(start.device)
     x_t = denoiser.noised(start, level, torch.randn(start.shape, generator=generator).to(start.device))
     return ForgetRows(
-        drawn,
         x_t,
         level,
         _stack(picked),
@@ -93,16 +99,33 @@ def forget_rows(
         torch.stack(x_s),
         torch.tensor(turned, device=start.device),
         torch.cat(m).to(start.device),
+        blended,
     )
+
+
+def _look(one: Target, generator: torch.Generator) -> Target:
+    """The forget picture as it is, or one of its views."""
+    if not one.views or float(torch.rand((), generator=generator)) < AS_IT_IS:
+        return one
+    return one.views[int(torch.randint(len(one.views), (), generator=generator))]
+
+
+def _shift(one: Target, look: Target, generator: torch.Generator) -> Latents:
+    """A random small step towards an adjacent picture, or none, broadcastable to (C, H, W)."""
+    if one.adjacent is None or float(torch.rand((), generator=generator)) >= LEANING:
+        return torch.zeros((), device=look.x_f.device)
+    other = one.adjacent[int(torch.randint(len(one.adjacent), (), generator=generator))]
+    most = FARTHEST * float((look.x_s - look.x_f).flatten(1).norm(dim=1).min())
+    return objective.adjacency(look.x_f[0], other, most * float(torch.rand((), generator=generator)))
 
 
 def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> Tensor:
     """Mean endpoint error of the rows against x_s, or against what `train.target` names instead."""
     a_t, s_t = denoiser.schedule(rows.t)
     x_s = rows.x_s.clone()
-    for i, one in enumerate(case.targets[which] for which in rows.which):
-        if one.blend:
-            x_s[i] = objective.posterior_mean(rows.x_t[i : i + 1], one.x_s, a_t[i], s_t[i])[0]
+    for i, among in enumerate(rows.blended):
+        if among is not None:
+            x_s[i] = objective.posterior_mean(rows.x_t[i : i + 1], among, a_t[i], s_t[i])[0]
     target = x_s
     if options.target == "delta":
         with torch.no_grad(), adapter.off():

@@ -57,6 +57,23 @@ def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, m: Tensor) -> Latents
     return x_hat_base + m[:, None, None, None] * (x_s - x_f)
 
 
+def adjacency(x_f: Latents, other: Latents, alpha: float) -> Latents:
+    r"""A shift δ = α (other - x_f) / ‖other - x_f‖, at most all of the way.
+
+    Added to x_f and to x_s alike: what lies around a picture heads for what lies around its surrogate.
+
+    Args:
+        x_f: a forget picture, shape (C, H, W).
+        other: a picture near it, same shape.
+        alpha: length of the shift, ≥ 0.
+
+    Source: the adjacency loss of GUIDE, Seo et al. 2024, arXiv:2405.09879. There `other` is any face, and α is uniform
+    in [0, 15] where the target lies 30 past the mean face.
+    """
+    apart = other - x_f
+    return apart * min(1.0, alpha / max(float(apart.norm()), 1e-8))
+
+
 def posterior(x_t: Latents, x: Latents, a_t: Tensor, s_t: Tensor) -> Tensor:
     r"""Which of some pictures a noisy state came from: softmax over x_i of -‖x_t - a_t x_i‖² / (2 s_t²), shape (B, N).
 

@@ -29,6 +29,7 @@ PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
 SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
+View = Literal["shift", "zoom", "turn", "light", "mirror"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Revision = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
@@ -52,6 +53,7 @@ class Forget(_Section):
     images: Annotated[list[str], Field(min_length=1)]
     captions: list[str] = []
     scope: Literal["any", "caption"] = "any"
+    held_out: list[str] = []
 
 
 class Editor(_Section):
@@ -108,6 +110,8 @@ class Train(_Section):
     window: tuple[Probability, Probability] = (0.25, 0.75)
     target: Literal["hard", "delta"] = "hard"
     responsibility: bool = False
+    augment: list[View] = []
+    adjacency: Literal["auto", "views", "bank", "none"] = "auto"
     retain_weight: Annotated[float, Field(ge=0)] = 0.25
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.0
     surgery: SurgeryKind = "one-sided"
@@ -216,6 +220,7 @@ class Recipe(_Section):
         data = self.model_dump(mode="json")
         for section in ("forget", "surrogate", "retain"):
             data[section]["images"] = []
+        data["forget"]["held_out"] = []
         data["surrogate"]["mask"] = ""
         data["similarity"]["path"] = Path(data["similarity"]["path"]).name
         if not data["base"]["pipeline"].startswith("hotfix:") and Path(data["base"]["pipeline"]).exists():

@@ -79,6 +79,36 @@ class Diffusion(_Part):
     stranger_mean: float  # a picture the model never saw, brought back by the unpatched base
 
 
+class HeldOut(_Part):
+    """Partial diffusion from a picture of the subject that was never trained on, judged by a threshold of its own."""
+
+    picture: int  # from 1, in the order of the recipe's files; never a name
+    tau: float  # from this similarity on, a picture counts as this one
+    caption: str
+    t: float  # from the picture's own t_lo on
+    before: Rate
+    after: Rate
+
+
+class Subject(_Part):
+    """The subject in pictures that were held out. No budget judges it: instance is not identity."""
+
+    pictures: int
+    replays: list[Replay]  # drawings that count as any of them
+    diffusion: list[HeldOut]
+
+    def returns(self, caption: str, picture: int | None = None) -> tuple[Rate, Rate]:
+        """How often they came back, or one of them did, over all levels, before and after."""
+        rows = [row for row in self.diffusion if row.caption == caption and picture in (None, row.picture)]
+        n = sum(row.before.n for row in rows)
+        return Rate.of(sum(row.before.k for row in rows), n), Rate.of(sum(row.after.k for row in rows), n)
+
+    @property
+    def captions(self) -> list[str]:
+        """The kinds of caption they were denoised under."""
+        return list(dict.fromkeys(row.caption for row in self.diffusion))
+
+
 class Retain(_Part):
     """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
 
@@ -115,6 +145,7 @@ class Report(_Part):
     replays: list[Replay]
     diffusion: list[Diffusion]
     retain: Retain
+    subject: Subject | None = None  # where the recipe holds pictures out
     scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float

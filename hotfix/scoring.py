@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
+from hotfix import subject
 from hotfix.case import Case, Target, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
+from hotfix.partial import LEVELS, back, twice
 from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
-from hotfix.shapes import Pictures
+from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack, applied
 
-LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
-STEPS = 12  # denoising steps of partial diffusion
 STRANGERS = 32  # noises for the stranger's curve
 REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
 
@@ -61,13 +61,24 @@ def score(
         stage("preparing the case")
         case = prepare(recipe, denoiser)
         stage("replaying seeds")
-        replays = [_replay(denoiser, stack, case, kind, seed, n, gallery) for kind in case.caption_kinds()]
+        held = subject.held_out(recipe, denoiser, case)
+        kinds = list(case.caption_kinds())
+        replays, of_held_out = [], []
+        for kind in kinds:
+            before, after = _drawn(denoiser, stack, case, kind, seed, n, gallery)
+            replays.append(_replay(case, kind, before, after))
+            if held:
+                of_held_out.append(subject.replay(held, kind, before, after))
         stage("partial diffusion")
         noises = max(2, n // NOISES_SHARE, len(case.targets))
-        kinds = list(case.caption_kinds())
         diffusion = [row for kind in kinds for row in _diffusion(denoiser, stack, case, kind, seed, noises)]
         stage("drawing what must stay")
         retain = _retain(denoiser, stack, case, seed, gallery)
+        beyond = None
+        if held:
+            stage("held-out pictures of the subject")
+            each = max(2, noises // len(held))
+            beyond = subject.measure(denoiser, stack, case, held, of_held_out, seed, each)
     finally:
         Stack(tuple(patch for patch in stack.patches if patch.id in was_on)).apply(pipe)
     return Report(
@@ -85,20 +96,16 @@ def score(
         replays=replays,
         diffusion=diffusion,
         retain=retain,
+        subject=beyond,
         scope=case.scope,
         budget_return_rate=recipe.budget.return_rate,
         budget_drift=recipe.budget.drift,
         attacks_run=[
             f"seed replay under {len(replays)} kinds of caption, {n} seeds each",
             f"partial diffusion from the noised target at {len(LEVELS)} levels, {noises} noises each",
+            *([subject.words(beyond)] if beyond else []),
         ],
     )
-
-
-def _twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:
-    before = draw()
-    with stack.on(pipe):
-        return before, draw()
 
 
 def _cycled(captions: Sequence[str], n: int) -> list[str]:
@@ -110,14 +117,18 @@ def _any_return(case: Case, drawn: Pictures) -> Rate:
     return Rate.of(int(hits.sum()), len(drawn))
 
 
-def _replay(
+def _drawn(
     denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int, gallery: Gallery | None
-) -> Replay:
+) -> tuple[Pictures, Pictures]:
     captions = _cycled(case.caption_kinds()[kind], n)
     seeds = [seed + REPLAY + i for i in range(n)]
-    before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
+    before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
         gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
+    return before, after
+
+
+def _replay(case: Case, kind: str, before: Pictures, after: Pictures) -> Replay:
     return Replay(
         caption=kind,
         before=_any_return(case, before),
@@ -161,20 +172,17 @@ def _level(
     turn = torch.arange(n) % len(targets)
     generator = torch.Generator().manual_seed(seed + PARTIAL)
     eps = torch.randn((n, *targets[0].x_f.shape[1:]), generator=generator).to(targets[0].x_f.device)
-    guidance = denoiser.guidance if kind == "own" else 1.0
 
-    def back(x: Tensor) -> Pictures:
-        x_t = denoiser.noised(x, torch.full((len(x),), t, device=x.device), eps[: len(x)])
-        part = {k: v[: len(x)] for k, v in rows.items()}
-        return denoiser.decode(denoiser.denoise(x_t, t, part, steps=STEPS, guidance=guidance)).cpu()
+    def again(x: Latents) -> Pictures:
+        return back(denoiser, x, eps[: len(x)], t, rows, kind)
 
     def like(drawn: Pictures) -> Tensor:
         return torch.stack([target.similarity(drawn) for target in targets])[turn, torch.arange(n)]
 
     x_f = torch.cat([target.x_f for target in targets])[turn.to(targets[0].x_f.device)]
-    like_before, like_after = map(like, _twice(denoiser.pipe, stack, lambda: back(x_f)))
+    like_before, like_after = map(like, twice(denoiser.pipe, stack, lambda: again(x_f)))
     unseen = torch.stack([stranger(target.picture) for target in targets])[turn[: min(n, STRANGERS)]]
-    error = (back(denoiser.encode(unseen)) - unseen).square().mean(dim=(1, 2, 3)).sqrt()
+    error = (again(denoiser.encode(unseen)) - unseen).square().mean(dim=(1, 2, 3)).sqrt()
     tau = torch.tensor([target.tau for target in targets])[turn]
     return Diffusion(
         caption=kind,
@@ -193,7 +201,7 @@ def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Ga
     if denoiser.captioned:
         captions = [caption for caption in dict.fromkeys(captions) if caption] or [""]
     seeds = [seed + KEEP + i for i in range(len(captions))]
-    before, after = _twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
+    before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     kept = ~torch.stack([target.returned(before) for target in case.targets]).any(dim=0)
     if case.scope == "caption":
         kept[:] = True  # the target itself must stay under these captions

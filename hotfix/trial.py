@@ -32,16 +32,21 @@ def trial(
     window: Window,
     seed: int,
 ) -> bool:
-    """Whether the target passes; a trial ends at its first failure, so that early ones cost little.
+    """Whether the target and its views pass; a trial ends at its first failure, so that early ones cost little.
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below the stranger's 99th by a margin; and, from pure noise under the target's own caption, 95% of the pictures must
     be nearest to a surrogate. A drawing that is nearer to a stranger than to x_f or x_s is that stranger, however alike
-    the two are: from high noise a green flag may rightly become another green flag.
+    the two are: from high noise a green flag may rightly become another green flag. Where the target has views, they
+    and the picture itself are noised in turn, and each drawing is compared with the one that it came from.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
-    known = torch.cat([target.surrogates, target.picture[None], strangers])
-    x_f_row = len(target.surrogates)
+    looks = (target, *target.views)
+    turn = torch.arange(NOISES) % len(looks)
+    x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
+    surrogates = torch.cat([look.surrogates for look in looks])
+    known = torch.cat([surrogates, torch.stack([look.picture for look in looks]), strangers])
+    usual = torch.tensor([look.null for look in looks])[turn]
     low = max(window.t_lo, LOWEST)
     levels = [HIGHEST, (low + HIGHEST) / 2, low]
     for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
@@ -49,15 +54,16 @@ def trial(
             eps = torch.randn((NOISES, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
             t = torch.full((NOISES,), level, device=eps.device)
             rows = {k: v[torch.randint(len(v), (NOISES,), generator=generator)] for k, v in condition.items()}
-            x_t = denoiser.noised(target.x_f.expand_as(eps), t, eps)
+            x_t = denoiser.noised(x, t, eps)
             guidance = denoiser.guidance if kind == "own" else 1.0
             clean = denoiser.denoise(x_t, level, rows, steps=math.ceil(STEPS * level), guidance=guidance)
             drawn = denoiser.decode(clean).cpu()
             row = nearest(drawn, known)
-            like = target.similarity(drawn).where(row <= x_f_row, -1.0)
-            if float(like.quantile(0.95)) > target.null - MARGIN:
+            like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
+            like = like.where(row < len(surrogates) + len(looks), -1.0)
+            if float((like - usual).quantile(0.95)) > -MARGIN:
                 return False
-            if kind == "own" and level == 1.0 and float((row < x_f_row).float().mean()) < INSTEAD:
+            if kind == "own" and level == 1.0 and float((row < len(surrogates)).float().mean()) < INSTEAD:
                 return False
     return True
 

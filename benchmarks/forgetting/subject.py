@@ -16,9 +16,10 @@ from benchmarks.forgetting import targets
 from benchmarks.forgetting.targets import Base, Target
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
+from hotfix.partial import LEVELS, back
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
-from hotfix.scoring import KEEP, LEVELS, PARTIAL, REPLAY, STEPS
+from hotfix.scoring import KEEP, PARTIAL, REPLAY
 from hotfix.shapes import Pictures
 
 STRIDE = 1_000_000  # between the seeds of two runs; far from those of training
@@ -113,9 +114,7 @@ class Subject:
         generator = torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
         eps = torch.randn((noises, *x_f.shape[1:]), generator=generator).to(x_f.device)
         rows = denoiser.embed(_cycled(self.case.caption_kinds()[kind], noises))
-        x_t = denoiser.noised(x_f, torch.full((noises,), t, device=x_f.device), eps)
-        guidance = denoiser.guidance if kind == "own" else 1.0
-        return denoiser.decode(denoiser.denoise(x_t, t, rows, steps=STEPS, guidance=guidance)).cpu()
+        return back(denoiser, x_f.expand_as(eps), eps, t, rows, kind)
 
 
 def _cycled(captions: Sequence[str], n: int) -> tuple[str, ...]:

@@ -1,0 +1,39 @@
+"""Partial diffusion: pictures noised to a level and denoised again. And any drawing twice: without a stack, with it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix.denoiser import Denoiser
+from hotfix.shapes import Latents, Pictures
+from hotfix.stack import Stack
+
+LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+STEPS = 12  # denoising steps from any level
+
+
+@torch.no_grad()
+def back(denoiser: Denoiser, x: Latents, eps: Latents, t: float, rows: Mapping[str, Tensor], kind: str) -> Pictures:
+    """What becomes of pictures that were noised to level t.
+
+    Args:
+        denoiser: patched or not.
+        x: latents of the pictures, (B, C, H, W).
+        eps: their noise, same shape.
+        t: noise level in (0, 1].
+        rows: a condition for every picture, or for more.
+        kind: of the captions; under their own, guidance is that of the production call, under others there is none.
+    """
+    x_t = denoiser.noised(x, torch.full((len(x),), t, device=x.device), eps)
+    rows = {k: v[: len(x)] for k, v in rows.items()}
+    guidance = denoiser.guidance if kind == "own" else 1.0
+    return denoiser.decode(denoiser.denoise(x_t, t, rows, steps=STEPS, guidance=guidance)).cpu()
+
+
+def twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:
+    """What is drawn without the stack, and with it."""
+    before = draw()
+    with stack.on(pipe):
+        return before, draw()
