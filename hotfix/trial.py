@@ -12,12 +12,13 @@ from torch import Tensor
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
-from hotfix.shapes import Pictures
+from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import nearest
 
 NOISES = 12  # for every kind of caption and level
 STEPS = 8  # from pure noise; fewer from lower levels
 INSTEAD = 0.95  # of the pictures drawn for the target's caption
+LEFT = 0.2  # of the way from x_f to x_s: more, and what comes instead is a blend of both
 MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no better
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
@@ -36,9 +37,10 @@ def trial(
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below the stranger's 99th by a margin; and, from pure noise under the target's own caption, 95% of the pictures must
-    be nearest to a surrogate. A drawing that is nearer to a stranger than to x_f or x_s is that stranger, however alike
-    the two are: from high noise a green flag may rightly become another green flag. Where the target has views, they
-    and the picture itself are noised in turn, and each drawing is compared with the one that it came from.
+    be nearest to a surrogate, four fifths of the way there on average. A drawing that is nearer to a stranger than to
+    x_f or x_s is that stranger, however alike the two are: from high noise a green flag may rightly become another
+    green flag. Where the target has views, they and the picture itself are noised in turn, and each drawing is compared
+    with the one that it came from.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
     looks = (target, *target.views)
@@ -63,9 +65,17 @@ def trial(
             like = like.where(row < len(surrogates) + len(looks), -1.0)
             if float((like - usual).quantile(0.95)) > -MARGIN:
                 return False
-            if kind == "own" and level == 1.0 and float((row < len(surrogates)).float().mean()) < INSTEAD:
-                return False
+            if kind == "own" and level == 1.0:
+                instead = float((row < len(surrogates)).float().mean())
+                if instead < INSTEAD or _left(drawn, surrogates, target.picture) > LEFT:
+                    return False
     return True
+
+
+def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
+    """How much of the way from x_f to the nearest surrogate is left, on average: 0 is the surrogate itself."""
+    left, row = torch.cdist(drawn.flatten(1), surrogates.flatten(1)).min(dim=1)
+    return float((left / (surrogates - x_f).flatten(1).norm(dim=1)[row]).mean())
 
 
 def held_out(denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int) -> Pictures:

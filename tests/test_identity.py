@@ -1,4 +1,4 @@
-"""One subject in several pictures: views change alike, shifts keep the edit, held-out pictures are scored and no more."""
+"""One subject in several pictures: views change alike, shifts keep the edit, held-out pictures are only scored."""
 
 from dataclasses import replace
 
