@@ -3,7 +3,7 @@
 Every draw comes from the generator that is handed in.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class ForgetRows:
 def forget_rows(
     denoiser: Denoiser,
     case: Case,
-    windows: tuple[Window, ...],
+    windows: Sequence[Window],
     conditions: Conditions,
     rows: int,
     generator: torch.Generator,

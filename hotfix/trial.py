@@ -5,6 +5,7 @@ And where a caption asks for the target: does its surrogate come instead?
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
 DRIFT_ROWS = 16
 
 
+class Failure(NamedTuple):
+    """Where a target still came out, or its surrogate did not."""
+
+    kind: str  # of caption
+    level: float
+
+
 def trial(
     denoiser: Denoiser,
     target: Target,
@@ -32,8 +40,9 @@ def trial(
     conditions: Mapping[str, Mapping[str, Tensor]],
     window: Window,
     seed: int,
-) -> bool:
-    """Whether the target and its views pass; a trial ends at its first failure, so that early ones cost little.
+) -> Failure | None:
+    """Where the target and its views fail, or None. A trial ends at the first failure, so that early ones cost little;
+    but it goes on past those that the window is at its highest for already.
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below the stranger's 99th by a margin; and, from pure noise under the target's own caption, 95% of the pictures must
@@ -50,7 +59,9 @@ def trial(
     known = torch.cat([surrogates, torch.stack([look.picture for look in looks]), strangers])
     usual = torch.tensor([look.null for look in looks])[turn]
     low = max(window.t_lo, LOWEST)
-    levels = [HIGHEST, (low + HIGHEST) / 2, low]
+    high = max(low, HIGHEST)
+    levels = [high, (low + high) / 2, low]
+    first = None
     for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
         for level in (*([1.0] if kind == "own" else []), *levels):
             eps = torch.randn((NOISES, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
@@ -63,13 +74,15 @@ def trial(
             row = nearest(drawn, known)
             like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
             like = like.where(row < len(surrogates) + len(looks), -1.0)
-            if float((like - usual).quantile(0.95)) > -MARGIN:
-                return False
+            passed = float((like - usual).quantile(0.95)) <= -MARGIN
             if kind == "own" and level == 1.0:
                 instead = float((row < len(surrogates)).float().mean())
-                if instead < INSTEAD or _left(drawn, surrogates, target.picture) > LEFT:
-                    return False
-    return True
+                passed &= instead >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
+            if not passed:
+                first = first or Failure(kind, level)
+                if float(window.at(kind, t[:1].cpu())) < 1:
+                    return Failure(kind, level)
+    return first
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
