@@ -15,7 +15,7 @@ from hotfix import checkpoint as unfinished
 from hotfix.calibrate import Window, calibrate, chosen
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
-from hotfix.errors import StackError
+from hotfix.errors import RecipeError, StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
@@ -52,6 +52,11 @@ def build(
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
         StackError: patches are on.
     """
+    if recipe.train.orthogonal_to_stack and not stack.patches:
+        raise RecipeError(
+            "train.orthogonal_to_stack is true, but there is no patch beneath this one",
+            hint="hotfix build RECIPE --stack LOCK, or leave the key out",
+        )
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
     denoiser = Denoiser(pipe, recipe.base.call)
@@ -65,6 +70,7 @@ def build(
         if checkpoint is not None:
             state = unfinished.path(checkpoint, recipe, denoiser.model, stack)
         targets = recipe.train.targets or denoiser.targets
+        below = _read_by(stack, denoiser.component) if recipe.train.orthogonal_to_stack else {}
         with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
             trained = train(
                 denoiser,
@@ -73,16 +79,38 @@ def build(
                 adapter,
                 recipe.train,
                 drift_budget=recipe.budget.drift,
+                below=below,
                 checkpoint=state,
                 progress=progress,
             )
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
+        stage(_summary(trained))
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
         patch = _patch(recipe, denoiser, case, windows, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
+
+
+def _read_by(stack: Stack, component: str) -> dict[str, Tensor]:
+    """What the patches of a stack read of every layer's input: the rows of their A, shape (R, D)."""
+    read: dict[str, list[Tensor]] = {}
+    for patch in stack.patches:
+        for name in patch.layers:
+            if name.startswith(f"{component}."):
+                read.setdefault(name.removeprefix(f"{component}."), []).append(patch.tensors[name + A].flatten(1))
+    return {name: torch.cat(rows) for name, rows in read.items()}
+
+
+def _summary(trained: Trained) -> str:
+    """What the loop did, for people."""
+    words = (
+        f"{trained.steps} steps at strength {trained.strength:.2f}: forget and retain gradient in conflict in "
+        f"{trained.conflict_rate:.0%} of them (mean cosine {trained.cosine:+.2f}), "
+        f"{trained.opposed_steps} realised steps against the retain gradient"
+    )
+    return words if trained.readable == 1 else f"{words}; {trained.readable:.0%} of the input directions were left open"
 
 
 def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:

@@ -28,7 +28,7 @@ def _requirement(text: str) -> str:
 PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
-SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
+SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "subspace", "none"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Revision = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
@@ -113,6 +113,8 @@ class Train(_Section):
     surgery: SurgeryKind = "one-sided"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     memory: Annotated[int, Field(ge=1, le=64)] = 8
+    variance: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    orthogonal_to_stack: bool = False
     targets: str = ""
 
 

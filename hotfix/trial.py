@@ -4,7 +4,7 @@ And where a caption asks for the target: does its surrogate come instead?
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.lora import Adapter
 from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 
@@ -22,6 +23,7 @@ MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no 
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
 DRIFT_ROWS = 16
+BISECTIONS = 4
 
 
 def trial(
@@ -60,6 +62,29 @@ def trial(
             if kind == "own" and level == 1.0 and float((row < x_f_row).float().mean()) < INSTEAD:
                 return False
     return True
+
+
+def smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[float, bool]:
+    """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
+
+    Never above 1: amplified factors overshoot the surrogate, which costs more than the trial's last percent.
+    """
+    now = 1.0
+
+    def passes_at(strength: float) -> bool:
+        nonlocal now
+        adapter.scale(strength / now)
+        now = strength
+        return passes()
+
+    if not passes_at(1.0):
+        return 1.0, False
+    low, high = 0.5, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passes_at(middle) else (middle, high)
+    adapter.scale(high / now)
+    return high, True
 
 
 def held_out(denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int) -> Pictures:
