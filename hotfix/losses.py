@@ -4,7 +4,7 @@ Every draw comes from the generator that is handed in.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,10 +40,16 @@ class ForgetRows:
     x_t: Latents
     t: Tensor  # (B,)
     condition: Mapping[str, Tensor]
+    x: Latents  # what is noised to x_t,
+    eps: Latents  # and with what
     x_f: Latents
     x_s: Latents
     turned: Tensor  # (B,) bool: noised not from x_f but from somewhere on the way to x_s
     m: Tensor  # (B,) height of the window at t, in [0, 1]
+
+    def noised_with(self, denoiser: Denoiser, eps: Latents) -> "ForgetRows":
+        """The same rows under another noise."""
+        return replace(self, x_t=denoiser.noised(self.x, self.t, eps), eps=eps)
 
 
 def forget_rows(
@@ -83,12 +89,14 @@ def forget_rows(
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     start = torch.stack(x)
     level = torch.cat(t).to(start.device)
-    x_t = denoiser.noised(start, level, torch.randn(start.shape, generator=generator).to(start.device))
+    eps = torch.randn(start.shape, generator=generator).to(start.device)
     return ForgetRows(
         drawn,
-        x_t,
+        denoiser.noised(start, level, eps),
         level,
         _stack(picked),
+        start,
+        eps,
         torch.stack(x_f),
         torch.stack(x_s),
         torch.tensor(turned, device=start.device),

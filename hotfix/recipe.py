@@ -115,6 +115,9 @@ class Train(_Section):
     memory: Annotated[int, Field(ge=1, le=64)] = 8
     variance: Annotated[float, Field(gt=0, lt=1)] = 0.95
     orthogonal_to_stack: bool = False
+    adversarial_noises: Annotated[int, Field(ge=1, le=64)] = 1
+    adversarial_step: Annotated[float, Field(ge=0, le=1)] = 0.0
+    relearn: Annotated[float, Field(ge=0)] = 0.0
     targets: str = ""
 
 

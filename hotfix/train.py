@@ -18,10 +18,11 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import forget_loss, forget_rows, neighbours, retain_loss
+from hotfix.losses import ForgetRows, forget_loss, forget_rows, neighbours, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
-from hotfix.shapes import Flat, Pictures
+from hotfix.robust import attack_loss, hardest, relearned
+from hotfix.shapes import Flat, PerExample, Pictures
 from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine
 from hotfix.trial import drift, held_out, smallest_strength, trial
@@ -98,6 +99,9 @@ def train(
     def gradient(loss: Tensor) -> Flat:
         return accelerator.reduce(adapter.gradient(loss), reduction="mean")
 
+    def loss(rows: ForgetRows) -> PerExample:
+        return forget_loss(denoiser, case, adapter, rows, options)
+
     def passes() -> bool:
         return all(
             trial(denoiser, target, case.strangers, conditions, window, options.seed)
@@ -108,8 +112,12 @@ def train(
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         rows = forget_rows(denoiser, case, windows, conditions, options.batch, generator)
-        forget = forget_loss(denoiser, case, adapter, rows, options).mean()
+        rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
+        forget = loss(rows).mean()
         g_f = gradient(forget)
+        if options.relearn:
+            attack = attack_loss(denoiser, rows, generator).mean()
+            g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: loss(rows).mean(), options.relearn)
         retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator).mean()
         g_f, g_r = shut(g_f), shut(gradient(retain))
         seen.add(g_r, options.ema)

@@ -35,7 +35,7 @@ class Killed(BaseException):
     """What Ctrl-C looks like from inside."""
 
 
-ALL_ON = {"surgery": "subspace"}
+ALL_ON = {"surgery": "subspace", "adversarial_noises": 2, "adversarial_step": 0.1, "relearn": 1.0}
 
 
 @pytest.mark.parametrize(("family", "train"), [("ddpm", {}), ("sd3", {}), ("sd3", ALL_ON)], ids=["ddpm", "sd3", "all"])
