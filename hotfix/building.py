@@ -22,6 +22,7 @@ from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe, Train
 from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
+from hotfix.subspace import Directions, read_by, seed_above
 from hotfix.train import Trained, train
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -70,8 +71,11 @@ def build(
         if checkpoint is not None:
             state = unfinished.path(checkpoint, recipe, denoiser.model, stack)
         targets = recipe.train.targets or denoiser.targets
-        below = _read_by(stack, denoiser.component) if recipe.train.orthogonal_to_stack else {}
-        with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
+        below: Directions = {}
+        seed = recipe.train.seed
+        if recipe.train.orthogonal_to_stack:
+            below, seed = read_by(stack, denoiser.component), seed_above(stack, seed)
+        with lora.attached(denoiser.model, targets, recipe.train.rank, seed) as adapter:
             trained = train(
                 denoiser,
                 case,
@@ -91,16 +95,6 @@ def build(
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
-
-
-def _read_by(stack: Stack, component: str) -> dict[str, Tensor]:
-    """What the patches of a stack read of every layer's input: the rows of their A, shape (R, D)."""
-    read: dict[str, list[Tensor]] = {}
-    for patch in stack.patches:
-        for name in patch.layers:
-            if name.startswith(f"{component}."):
-                read.setdefault(name.removeprefix(f"{component}."), []).append(patch.tensors[name + A].flatten(1))
-    return {name: torch.cat(rows) for name, rows in read.items()}
 
 
 def _summary(trained: Trained) -> str:

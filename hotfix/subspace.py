@@ -6,6 +6,7 @@ those that the patches beneath read (`train.orthogonal_to_stack`). The condition
 finished patch if it holds for the first A and for every step.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.losses import retain_states
+from hotfix.patch import A
 from hotfix.project import leading, without
 from hotfix.shapes import Flat
+from hotfix.stack import Stack
 
 PASSES, STATES = 8, 8  # forward passes over retained states, and states in each
 INPUTS = 1024  # input vectors kept of every layer, drawn evenly from the passes
@@ -103,6 +106,25 @@ def retained(
         for hook in hooks:
             hook.remove()
     return {name: leading(torch.cat(found), share) for name, found in seen.items() if found}
+
+
+def read_by(stack: Stack, component: str) -> Directions:
+    """What the patches of a stack read of each layer's input: the rows of their A, (R, D).
+
+    Source: O-LoRA, Wang et al. 2023, arXiv:2310.14152, penalises A Aᵀ_below; here it is 0.
+    """
+    read: dict[str, list[Tensor]] = {}
+    for patch in stack.patches:
+        for name in patch.layers:
+            if name.startswith(f"{component}."):
+                read.setdefault(name.removeprefix(f"{component}."), []).append(patch.tensors[name + A].flatten(1))
+    return {name: torch.cat(rows) for name, rows in read.items()}
+
+
+def seed_above(stack: Stack, seed: int) -> int:
+    """Another seed for every stack: patches of one seed begin with one A, of which nothing would be left above."""
+    drawn = hashlib.sha256("".join([str(seed), *(patch.manifest.digest for patch in stack.patches)]).encode())
+    return int.from_bytes(drawn.digest()[:4])
 
 
 def inputs(layer: nn.Module, x: Tensor) -> Tensor:

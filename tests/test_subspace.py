@@ -15,7 +15,7 @@ from hotfix.fold import delta
 from hotfix.patch import A, B, Patch
 from hotfix.project import leading, without
 from hotfix.stack import Stack
-from hotfix.subspace import inputs
+from hotfix.subspace import Shut, inputs
 
 CLOSE = 1e-5  # of the length of the rows: what float32 leaves
 
@@ -110,6 +110,23 @@ def test_a_patch_reads_nothing_that_the_patches_beneath_it_read(tmp_path, family
     loaded = Patch.load(patch.save(tmp_path))
     assert loaded.id == patch.id
     assert not Stack.of(*stack.patches, loaded).problems(pipe)
+
+
+@pytest.mark.parametrize("train", [{"surgery": "subspace"}, {"orthogonal_to_stack": True}], ids=["retained", "stack"])
+def test_every_step_keeps_out_so_that_nothing_is_left_to_take_out_of_the_average(tmp_path, built, monkeypatch, train):
+    taken, call = [], Shut.__call__
+
+    def recorded(shut, vector):
+        out = call(shut, vector)
+        taken.append(float((out - vector).norm() / vector.norm()))
+        return out
+
+    monkeypatch.setattr(Shut, "__call__", recorded)
+    stack = Stack.of(built["sd3"][0]) if "orthogonal_to_stack" in train else Stack()
+    build(make_recipe(tmp_path, "sd3", "quarters-8", seed=8, **train), pico.sd3(), stack=stack)
+    first, *_, average = taken
+    assert 0.1 < first < 0.9  # of the first A: there is something to take out, and something left to begin with
+    assert average < CLOSE
 
 
 def test_nothing_beneath_is_refused_before_anything_is_trained(tmp_path):
