@@ -15,13 +15,14 @@ from hotfix import checkpoint as unfinished
 from hotfix.calibrate import Window, calibrate, chosen
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
-from hotfix.errors import StackError
+from hotfix.errors import RecipeError, StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe, Train
 from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
+from hotfix.subspace import Directions, read_by, seed_above
 from hotfix.train import Trained, train
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -52,6 +53,11 @@ def build(
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
         StackError: patches are on.
     """
+    if recipe.train.orthogonal_to_stack and not stack.patches:
+        raise RecipeError(
+            "train.orthogonal_to_stack is true, but there is no patch beneath this one",
+            hint="hotfix build RECIPE --stack LOCK, or leave the key out",
+        )
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
     denoiser = Denoiser(pipe, recipe.base.call)
@@ -65,7 +71,11 @@ def build(
         if checkpoint is not None:
             state = unfinished.path(checkpoint, recipe, denoiser.model, stack)
         targets = recipe.train.targets or denoiser.targets
-        with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
+        below: Directions = {}
+        seed = recipe.train.seed
+        if recipe.train.orthogonal_to_stack:
+            below, seed = read_by(stack, denoiser.component), seed_above(stack, seed)
+        with lora.attached(denoiser.model, targets, recipe.train.rank, seed) as adapter:
             trained = train(
                 denoiser,
                 case,
@@ -73,16 +83,28 @@ def build(
                 adapter,
                 recipe.train,
                 drift_budget=recipe.budget.drift,
+                below=below,
                 checkpoint=state,
                 progress=progress,
             )
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
+        stage(_summary(trained))
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
         patch = _patch(recipe, denoiser, case, windows, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
+
+
+def _summary(trained: Trained) -> str:
+    """What the loop did, for people."""
+    words = (
+        f"{trained.steps} steps at strength {trained.strength:.2f}: forget and retain gradient in conflict in "
+        f"{trained.conflict_rate:.0%} of them (mean cosine {trained.cosine:+.2f}), "
+        f"{trained.opposed_steps} realised steps against the retain gradient"
+    )
+    return words if trained.readable == 1 else f"{words}; {trained.readable:.0%} of the input directions were left open"
 
 
 def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:

@@ -44,9 +44,24 @@ class Adapter:
         """A copy of all factors as one vector."""
         return torch.cat([p.detach().flatten() for p in self.parameters])
 
+    def gradient(self, loss: Tensor) -> Flat:
+        """The gradient of a scalar loss with respect to all factors, as one vector."""
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, self.parameters)])
+
     def set_flat(self, vector: Flat) -> None:
         """Write all factors from one vector."""
         torch.nn.utils.vector_to_parameters(vector, self.parameters)
+
+    def places(self) -> dict[str, slice]:
+        """Where in that vector the A of every adapted layer lies, by the layer's name."""
+        found, start = {}, 0
+        for name, p in self.model.named_parameters():
+            if ADAPTER in name:
+                layer, is_a, _ = name.partition(".lora_A.")
+                if is_a:
+                    found[layer] = slice(start, start + p.numel())
+                start += p.numel()
+        return found
 
     def scale(self, strength: float) -> None:
         """Multiply the whole patch: every B by `strength`."""

@@ -1,10 +1,10 @@
-"""The two losses of a step: rows of noisy states, what each should head for, and the mean endpoint error.
+"""The two losses of a step: rows of noisy states, what each should head for, and the error of every row.
 
 Every draw comes from the generator that is handed in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.recipe import Train
-from hotfix.shapes import Latents
+from hotfix.shapes import Latents, PerExample
 
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
@@ -42,11 +42,17 @@ class ForgetRows:
     x_t: Latents
     t: Tensor  # (B,)
     condition: Mapping[str, Tensor]
+    x: Latents  # what is noised to x_t,
+    eps: Latents  # and with what
     x_f: Latents
     x_s: Latents
     turned: Tensor  # (B,) bool: noised not from x_f but from somewhere on the way to x_s
     m: Tensor  # (B,) height of the window at t, in [0, 1]
     blended: list[Latents | None]  # (K, C, H, W) of every row: head for their posterior mean, not for x_s
+
+    def noised_with(self, denoiser: Denoiser, eps: Latents) -> "ForgetRows":
+        """The same rows under another noise."""
+        return replace(self, x_t=denoiser.noised(self.x, self.t, eps), eps=eps)
 
 
 def forget_rows(
@@ -90,11 +96,13 @@ def forget_rows(
         picked.append({k: v[row] for k, v in conditions[kind].items()})
     start = torch.stack(x)
     level = torch.cat(t).to(start.device)
-    x_t = denoiser.noised(start, level, torch.randn(start.shape, generator=generator).to(start.device))
+    eps = torch.randn(start.shape, generator=generator).to(start.device)
     return ForgetRows(
-        x_t,
+        denoiser.noised(start, level, eps),
         level,
         _stack(picked),
+        start,
+        eps,
         torch.stack(x_f),
         torch.stack(x_s),
         torch.tensor(turned, device=start.device),
@@ -119,36 +127,36 @@ def _shift(one: Target, look: Target, generator: torch.Generator) -> Latents:
     return objective.adjacency(look.x_f[0], other, most * float(torch.rand((), generator=generator)))
 
 
-def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> Tensor:
-    """Mean endpoint error of the rows against x_s, or against what `train.target` names instead."""
+def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> PerExample:
+    """Endpoint error of every row against x_s, or against what `train.target` names instead."""
     a_t, s_t = denoiser.schedule(rows.t)
-    x_s = rows.x_s.clone()
-    for i, among in enumerate(rows.blended):
-        if among is not None:
-            x_s[i] = objective.posterior_mean(rows.x_t[i : i + 1], among, a_t[i], s_t[i])[0]
-    target = x_s
-    if options.target == "delta":
-        with torch.no_grad(), adapter.off():
-            base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
-        moved = objective.delta(base, rows.x_f, x_s, rows.m)
-        target = torch.where(rows.turned[:, None, None, None], x_s, moved)  # a turned state has x_s in it already
+    with torch.no_grad():
+        target = rows.x_s.clone()
+        for i, among in enumerate(rows.blended):
+            if among is not None:
+                target[i] = objective.posterior_mean(rows.x_t[i : i + 1], among, a_t[i], s_t[i])[0]
+        if options.target == "delta":
+            with adapter.off():
+                base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
+            moved = objective.delta(base, rows.x_f, target, rows.m)
+            turned = rows.turned[:, None, None, None]  # such a state has x_s in it already
+            target = torch.where(turned, target, moved)
     loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, a_t)
     if options.responsibility:
         own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)
         loss = loss * torch.where(rows.turned, 1.0, own)
-    return loss.mean()
+    return loss
 
 
-def retain_loss(
+def retain_states(
     denoiser: Denoiser,
     case: Case,
     near_rows: Tensor,
     rows: Mapping[str, Tensor],
-    adapter: Adapter,
     count: int,
     generator: torch.Generator,
-) -> Tensor:
-    """Distillation to the unpatched model: bank pictures (many of them neighbours of a target) and pure noise.
+) -> tuple[Latents, Tensor, dict[str, Tensor]]:
+    """Noisy states x_t, their levels t and conditions: bank pictures (many of them neighbours) and pure noise.
 
     The surrogates are not among them: the unpatched model turns x_s back into x_f where the two are alike.
     """
@@ -165,10 +173,23 @@ def retain_loss(
     t = torch.rand(count, generator=generator).clamp_min(1e-3)
     t[torch.rand(count, generator=generator) < PURE_NOISE] = 1.0
     t = t.to(device)
-    x_t = denoiser.noised(x, t, torch.randn(x.shape, generator=generator).to(device))
+    return denoiser.noised(x, t, torch.randn(x.shape, generator=generator).to(device)), t, condition
+
+
+def retain_loss(
+    denoiser: Denoiser,
+    case: Case,
+    near_rows: Tensor,
+    rows: Mapping[str, Tensor],
+    adapter: Adapter,
+    count: int,
+    generator: torch.Generator,
+) -> PerExample:
+    """Distillation to the unpatched model on states that must stay."""
+    x_t, t, condition = retain_states(denoiser, case, near_rows, rows, count, generator)
     with torch.no_grad(), adapter.off():
         teacher = denoiser.predict(x_t, t, condition)
-    return objective.distil(denoiser.predict(x_t, t, condition), teacher).mean()
+    return objective.distil(denoiser.predict(x_t, t, condition), teacher)
 
 
 def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

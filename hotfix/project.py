@@ -57,6 +57,41 @@ def orthogonal(g: Flat, to: Tensor) -> Flat:
     return g - Q @ (Q.T @ g)
 
 
+def leading(x: Tensor, share: float) -> Tensor:
+    r"""The fewest orthonormal directions that hold a share of the energy of some inputs, shape (K, D).
+
+        the first K rows of Vᵀ,  x = W diag(σ) Vᵀ,  with the smallest K such that Σ_{i≤K} σ_i² ≥ share · Σ σ_i²
+
+    Not centred: the mean is a direction like any other, and a layer acts on it. With share = 1 they span the inputs.
+
+    Args:
+        x: inputs, shape (N, D); where all are zero, K = 0.
+        share: in (0, 1].
+
+    Source: GPM, Saha et al. 2021, arXiv:2103.09762. PGU's code (arXiv:2312.04095) adds up σ_i instead: more directions
+        for the same share.
+    """
+    _, sigma, V = torch.linalg.svd(x.double().cpu(), full_matrices=False)
+    energy = sigma.square().cumsum(dim=0)
+    used = int((energy < share * energy[-1]).sum()) + 1 if bool(sigma.any()) else 0
+    return V[:used].to(x.device, x.dtype)
+
+
+def without(rows: Tensor, directions: Tensor) -> Tensor:
+    r"""Take orthonormal directions U out of every row: rows - rows Uᵀ U.
+
+    Of the factor A of a patch: then ΔW x = B A x = 0 for every x in the span of U, whatever B is.
+
+    Args:
+        rows: shape (R, D).
+        directions: orthonormal rows, shape (K, D), as `leading` gives them.
+
+    Source: PGU, arXiv:2312.04095, and GPM, arXiv:2103.09762, project a weight's gradient so; in a patch it is A, since
+        the rows of B A lie in the span of those of A.
+    """
+    return rows - rows @ directions.T @ directions
+
+
 def hold(step: Flat, onto: Flat) -> Flat:
     r"""The same for a finished parameter step, which moves *against* its gradient: keep ⟨step, r⟩ ≤ 0.
 

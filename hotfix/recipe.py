@@ -28,7 +28,7 @@ def _requirement(text: str) -> str:
 PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
-SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "none"]
+SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "subspace", "none"]
 View = Literal["shift", "zoom", "turn", "light", "mirror"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -117,6 +117,11 @@ class Train(_Section):
     surgery: SurgeryKind = "one-sided"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     memory: Annotated[int, Field(ge=1, le=64)] = 8
+    variance: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    orthogonal_to_stack: bool = False
+    adversarial_noises: Annotated[int, Field(ge=1, le=64)] = 1
+    adversarial_step: Annotated[float, Field(ge=0, le=1)] = 0.0
+    relearn: Annotated[float, Field(ge=0)] = 0.0
     targets: str = ""
 
 

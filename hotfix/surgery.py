@@ -49,6 +49,6 @@ def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequ
             g_f = per_tensor(g_f, seen.mean, sizes)
         case "orthogonal":
             g_f = orthogonal(g_f, to=seen.last)
-        case "none":
+        case "subspace" | "none":  # a subspace is shut in the factors themselves: hotfix/subspace.py
             pass
     return g_f + weight * g_r

@@ -19,18 +19,19 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import forget_loss, forget_rows, neighbours, retain_loss
+from hotfix.losses import ForgetRows, forget_loss, forget_rows, neighbours, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
-from hotfix.shapes import Flat, Pictures
+from hotfix.robust import attack_loss, hardest, relearned
+from hotfix.shapes import Flat, PerExample, Pictures
+from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine
-from hotfix.trial import Failure, drift, held_out, trial
+from hotfix.trial import Failure, drift, held_out, smallest_strength, trial
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 25
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
-BISECTIONS = 4
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Trained:
     conflict_rate: float  # share of steps in which the forget gradient opposed the retain gradient
     cosine: float  # mean cosine between the two
     opposed_steps: int  # realised steps with ⟨step, g_r⟩ > 0 after projection: 0, up to rounding
+    readable: float  # share of the layers' input directions that the patch was free to read
 
 
 def train(
@@ -53,6 +55,7 @@ def train(
     options: Train,
     *,
     drift_budget: float,
+    below: Directions,
     checkpoint: Path | None = None,
     progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, steps, facts: None,
 ) -> Trained:
@@ -65,6 +68,7 @@ def train(
         adapter: freshly attached factors.
         options: the recipe's [train] section.
         drift_budget: same-seed RMSE of other pictures, in [0, 1]; the retain weight follows it if `dual_rate` says so.
+        below: input directions that the patches beneath read, by layer: this one must not.
         checkpoint: where to keep (and find) the state of an unfinished run; None keeps none.
         progress: called with (step, steps, facts) after every step.
     """
@@ -72,7 +76,11 @@ def train(
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
     retain_rows = denoiser.embed(case.retain_captions)
     near_rows = neighbours(case)
-    flat = torch.nn.Parameter(adapter.flat())
+    inputs: Directions = {}
+    if options.surgery == "subspace":
+        inputs = retained(denoiser, case, adapter, near_rows, retain_rows, options.variance, options.seed)
+    shut = closed(adapter, below, inputs)
+    flat = torch.nn.Parameter(shut(adapter.flat()))
     adapter.set_flat(flat.data)  # the factors become views of one vector
     optimizer = torch.optim.AdamW([flat], lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
     sizes = [p.numel() for p in adapter.parameters]
@@ -93,6 +101,12 @@ def train(
         with adapter.off():
             base = kept()
 
+    def gradient(loss: Tensor) -> Flat:
+        return accelerator.reduce(adapter.gradient(loss), reduction="mean")
+
+    def loss(rows: ForgetRows) -> PerExample:
+        return forget_loss(denoiser, case, adapter, rows, options)
+
     def failures() -> list[Failure | None]:
         return [
             trial(denoiser, target, case.strangers, conditions, window, options.seed)
@@ -103,10 +117,14 @@ def train(
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         rows = forget_rows(denoiser, case, raised, conditions, options.batch, generator)
-        forget = forget_loss(denoiser, case, adapter, rows, options)
-        g_f = _gradient(forget, adapter, accelerator)
-        retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator)
-        g_r = _gradient(retain, adapter, accelerator)
+        rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
+        forget = loss(rows).mean()
+        g_f = gradient(forget)
+        if options.relearn:
+            attack = attack_loss(denoiser, rows, generator).mean()
+            g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: loss(rows).mean(), options.relearn)
+        retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator).mean()
+        g_f, g_r = shut(g_f), shut(gradient(retain))
         seen.add(g_r, options.ema)
         G = seen.mean
         state["conflicts"] += int(g_f @ G < 0)
@@ -117,7 +135,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / 10) * (1 - 0.9 * step / options.steps)
         optimizer.step()
-        move = flat.data - before
+        move = shut(flat.data - before)  # Adam's scale is not the same along an input direction
         if options.surgery != "none":
             move = hold(move, onto=G)
         flat.data.copy_(before + move)
@@ -148,37 +166,15 @@ def train(
                 "retain_weight": state["weight"],
             },
         )
-    adapter.set_flat(average)
-    strength, passed = _smallest_strength(adapter, lambda: not any(failures()))
+    adapter.set_flat(shut(average))
+    strength, passed = smallest_strength(adapter, lambda: not any(failures()))
     steps = max(state["step"], 1)
     return Trained(
-        state["step"], strength, passed, state["conflicts"] / steps, state["cosines"] / steps, state["opposed"]
+        state["step"],
+        strength,
+        passed,
+        state["conflicts"] / steps,
+        state["cosines"] / steps,
+        state["opposed"],
+        shut.readable,
     )
-
-
-def _gradient(loss: Tensor, adapter: Adapter, accelerator: Accelerator) -> Flat:
-    grads = torch.autograd.grad(loss, adapter.parameters)
-    return accelerator.reduce(torch.cat([g.flatten() for g in grads]), reduction="mean")
-
-
-def _smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[float, bool]:
-    """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
-
-    Never above 1: amplified factors overshoot the surrogate, which costs more than the trial's last percent.
-    """
-    now = 1.0
-
-    def passes_at(strength: float) -> bool:
-        nonlocal now
-        adapter.scale(strength / now)
-        now = strength
-        return passes()
-
-    if not passes_at(1.0):
-        return 1.0, False
-    low, high = 0.5, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if passes_at(middle) else (middle, high)
-    adapter.scale(high / now)
-    return high, True

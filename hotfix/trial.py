@@ -4,7 +4,7 @@ And where a caption asks for the target: does its surrogate come instead?
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.lora import Adapter
 from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import nearest
 
@@ -24,6 +25,7 @@ MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no 
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
 DRIFT_ROWS = 16
+BISECTIONS = 4
 
 
 class Failure(NamedTuple):
@@ -89,6 +91,29 @@ def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
     """How much of the way from x_f to the nearest surrogate is left, on average: 0 is the surrogate itself."""
     left, row = torch.cdist(drawn.flatten(1), surrogates.flatten(1)).min(dim=1)
     return float((left / (surrogates - x_f).flatten(1).norm(dim=1)[row]).mean())
+
+
+def smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[float, bool]:
+    """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
+
+    Never above 1: amplified factors overshoot the surrogate, which costs more than the trial's last percent.
+    """
+    now = 1.0
+
+    def passes_at(strength: float) -> bool:
+        nonlocal now
+        adapter.scale(strength / now)
+        now = strength
+        return passes()
+
+    if not passes_at(1.0):
+        return 1.0, False
+    low, high = 0.5, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passes_at(middle) else (middle, high)
+    adapter.scale(high / now)
+    return high, True
 
 
 def held_out(denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int) -> Pictures:

@@ -35,9 +35,13 @@ class Killed(BaseException):
     """What Ctrl-C looks like from inside."""
 
 
-def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkeypatch):
+ALL_ON = {"surgery": "subspace", "adversarial_noises": 2, "adversarial_step": 0.1, "relearn": 1.0}
+
+
+@pytest.mark.parametrize(("family", "train"), [("ddpm", {}), ("sd3", {}), ("sd3", ALL_ON)], ids=["ddpm", "sd3", "all"])
+def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkeypatch, train):
     monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
-    recipe = make_recipe(tmp_path, family, steps=7)
+    recipe = make_recipe(tmp_path, family, steps=7, **train)
     whole = build(recipe, pico.MAKE[family]())
     seen = []
 
@@ -114,13 +118,13 @@ def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family):
     assert sum(facts[-30:]) < 0.9 * sum(facts[:30])
 
 
-def trained(recipe, pipe, monkeypatch):
+def trained(recipe, pipe, monkeypatch, **more):
     """What the loop says of itself."""
     import hotfix.building as building
 
     seen, train = [], building.train
     monkeypatch.setattr(building, "train", lambda *a, **k: seen.append(train(*a, **k)) or seen[-1])
-    build(recipe, pipe)
+    build(recipe, pipe, **more)
     return seen[0]
 
 
@@ -130,7 +134,7 @@ def test_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, p
     assert 0 <= facts.conflict_rate <= 1
 
 
-@pytest.mark.parametrize("surgery", ["two-sided", "per-tensor", "orthogonal"])
+@pytest.mark.parametrize("surgery", ["two-sided", "per-tensor", "orthogonal", "subspace"])
 def test_so_it_is_under_every_rule(tmp_path, surgery, monkeypatch):
     facts = trained(make_recipe(tmp_path, "ddpm", steps=12, surgery=surgery, memory=3), pico.ddpm(), monkeypatch)
     assert facts.opposed_steps == 0
@@ -202,6 +206,13 @@ def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path,
     assert above.manifest.digest != alone.manifest.digest
     assert [type(problem) for problem in Stack.of(above).problems(pipe)] == [StackError]
     assert not Stack.of(patches[0], above).problems(pipe)
+
+
+def test_above_a_stack_it_shuts_out_the_realised_step_still_never_opposes_the_retain_gradient(
+    tmp_path, built, monkeypatch
+):
+    recipe = make_recipe(tmp_path, "sd3", "quarters-9", steps=20, orthogonal_to_stack=True)
+    assert trained(recipe, pico.sd3(), monkeypatch, stack=Stack.of(built["sd3"][0])).opposed_steps == 0
 
 
 def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):

@@ -1,11 +1,16 @@
 """What the one-sided projection promises, over random gradients of every size and scale."""
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchjd.aggregation import PCGrad
+from scipy.optimize import nnls
+from torchjd.aggregation import DualProj, PCGrad, Sum, UPGrad
+from torchjd.linalg import DualConeProjector
 
 from hotfix.project import hold, orthogonal, per_tensor, project
+from hotfix.surgery import Retained, combine
 
 
 @st.composite
@@ -64,6 +69,55 @@ def test_both_sides_together_are_torchjds_pcgrad(pair):
     g, r = pair
     ours = project(g, onto=r) + project(r, onto=g)
     torch.testing.assert_close(ours, PCGrad()(torch.stack([g, r])), rtol=1e-6, atol=1e-9 * float(g.norm() + r.norm()))
+
+
+class ByNonNegativeLeastSquares(DualConeProjector):
+    """torchjd's QP, min ‖Jᵀv‖² over v ≥ u, by scipy instead of its own solver, which is an extra and under the GPL."""
+
+    def __call__(self, U, G):
+        root = np.linalg.cholesky(G.numpy()).T  # ‖Jᵀv‖ = ‖root v‖
+        return torch.from_numpy(np.stack([u + nnls(root, -root @ u)[0] for u in U.reshape(-1, len(G)).numpy()])).view(
+            U.shape
+        )
+
+
+@st.composite
+def two_directions(draw):
+    """Two gradients of like size: a QP in their products knows nothing of what is sixteen digits smaller."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    size, tilt = draw(st.integers(3, 200)), draw(st.floats(-1, 1))
+    g, r = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    return g, r + tilt * g
+
+
+def stepped(kind, g, r, weight):
+    """What the loop steps along when this step's retain gradient is all that it has seen."""
+    return combine(kind, g, r, Retained(mean=r, last=r[None]), [len(g)], weight)
+
+
+ONLY_FORGET = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+
+@given(two_directions())
+@pytest.mark.parametrize("rule", [UPGrad, DualProj])
+def test_one_sided_is_torchjds_rule_that_prefers_forgetting_alone(rule, pair):
+    g, r = pair
+    oracle = rule(ONLY_FORGET, projector=ByNonNegativeLeastSquares())(torch.stack([g, r]))
+    torch.testing.assert_close(stepped("one-sided", g, r, 0.0), oracle)
+    torch.testing.assert_close(project(g, onto=r), oracle)
+
+
+@given(two_directions())
+def test_two_sided_is_torchjds_pcgrad_and_twice_its_upgrad(pair):
+    g, r = pair
+    ours = stepped("two-sided", g, r, 1.0)
+    torch.testing.assert_close(ours, PCGrad()(torch.stack([g, r])))
+    torch.testing.assert_close(ours, 2 * UPGrad(projector=ByNonNegativeLeastSquares())(torch.stack([g, r])))
+
+
+@given(two_directions())
+def test_no_surgery_is_torchjds_sum(pair):
+    torch.testing.assert_close(stepped("none", *pair, 1.0), Sum()(torch.stack(pair)))
 
 
 @given(gradient_pairs())

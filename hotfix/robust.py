@@ -1,0 +1,96 @@
+"""The robust arm: train where suppression is weakest. Off by default; each part costs further passes a step.
+
+Two weak places are known: noises from which a suppressed picture still comes back, and factors a few training steps
+away. Every draw comes from the generator that is handed in.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hotfix import objective
+from hotfix.denoiser import Denoiser
+from hotfix.lora import Adapter
+from hotfix.losses import ForgetRows
+from hotfix.shapes import Flat, PerExample
+
+Loss = Callable[[ForgetRows], PerExample]
+
+
+def hardest(
+    denoiser: Denoiser, loss: Loss, rows: ForgetRows, noises: int, step: float, generator: torch.Generator
+) -> ForgetRows:
+    r"""The rows under the noises that suppress worst: of `noises` draws each row keeps the one with the highest loss.
+
+    Then, if `step` is not 0, one signed step up the loss, and back to the length that the noise had:
+
+        eps <- ‖eps‖ · e / ‖e‖,  e = eps + step · sign ∂loss/∂eps
+
+    Args:
+        denoiser: of the model that is being trained.
+        loss: the forget loss of every row.
+        rows: with their first noise, which is one of the candidates.
+        noises: how many; 1 changes nothing.
+        step: of the sign, in units of the noise's standard deviation; 0 changes nothing.
+        generator: of the candidates.
+
+    Source: an initial noise can be searched for that brings a suppressed picture back (IVO, arXiv:2602.00175;
+        arXiv:2412.00782); training on the worst of them is adversarial training (Madry et al. 2017, arXiv:1706.06083).
+    """
+    if noises > 1:
+        draws = (torch.randn(rows.eps.shape, generator=generator).to(rows.eps.device) for _ in range(noises - 1))
+        candidates = torch.stack([rows.eps, *draws])
+        with torch.no_grad():
+            losses = torch.stack([loss(rows.noised_with(denoiser, eps)) for eps in candidates])
+        rows = rows.noised_with(denoiser, candidates[losses.argmax(dim=0), torch.arange(len(rows.eps))])
+    if step:
+        eps = rows.eps.clone().requires_grad_()
+        (uphill,) = torch.autograd.grad(loss(rows.noised_with(denoiser, eps)).sum(), eps)
+        moved = rows.eps + step * uphill.sign()
+        rows = rows.noised_with(denoiser, moved * (_length(rows.eps) / _length(moved)))
+    return rows
+
+
+def attack_loss(denoiser: Denoiser, rows: ForgetRows, generator: torch.Generator) -> PerExample:
+    """What someone minimises who trains x_f back in: its ordinary denoising loss, at noise levels drawn evenly."""
+    t = (1 - torch.rand(len(rows.t), generator=generator)).to(rows.t.device)
+    eps = torch.randn(rows.x_f.shape, generator=generator).to(rows.x_f.device)
+    a_t, _ = denoiser.schedule(t)
+    x_hat = denoiser.x_hat(denoiser.noised(rows.x_f, t, eps), t, rows.condition)
+    return objective.endpoint(x_hat, rows.x_f, a_t)
+
+
+def relearned(
+    adapter: Adapter,
+    phi: Flat,
+    gradient: Callable[[Tensor], Flat],
+    attack: Tensor,
+    loss: Callable[[], Tensor],
+    size: float,
+) -> Flat:
+    r"""The forget gradient after one step of an attack, g_f(φ - size · ∂L_attack/∂φ), to be added to g_f(φ).
+
+    Descending it makes the first step of relearning lead to the surrogate too. To first order: the step itself is not
+    differentiated.
+
+    Args:
+        adapter: its factors are views of `phi`, here and afterwards.
+        phi: all factors, shape (P,).
+        gradient: of a scalar loss with respect to the factors of the moment, shape (P,).
+        attack: the mean attack loss at phi.
+        loss: the mean forget loss at the factors of the moment.
+        size: of the attacker's plain gradient step.
+
+    Source: a loss after simulated fine-tuning, Meta-Unlearning, Gao et al. 2024, arXiv:2410.12777, here with the forget
+        loss itself as that loss; first-order MAML, Finn et al. 2017, arXiv:1703.03400.
+    """
+    adapter.set_flat(phi - size * gradient(attack))
+    try:
+        return gradient(loss())
+    finally:
+        adapter.set_flat(phi)
+
+
+def _length(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
