@@ -46,7 +46,8 @@ def build(
             requires them from then on.
         checkpoint: a folder for the state of an unfinished build; one that is found there is resumed.
         progress: called with (step, steps, facts) while training.
-        stage: called with a few words at the beginning of every stage.
+        stage: called with a few words at the beginning of every stage, and with one line for every target on its
+            surrogates: how many were taken, and why others were refused.
 
     Raises:
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
@@ -57,7 +58,7 @@ def build(
     denoiser = Denoiser(pipe, recipe.base.call)
     with stack.on(pipe), _frozen(denoiser):
         stage("preparing surrogates and what must stay")
-        case = prepare(recipe, denoiser)
+        case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
         windows = tuple(_window(denoiser, case, i, recipe.train) for i in range(len(case.targets)))
         stage("training")
