@@ -12,17 +12,18 @@ from torch import Tensor
 
 from hotfix import beside, lora, pictures
 from hotfix import checkpoint as unfinished
-from hotfix.calibrate import Window, calibrate, chosen
+from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
-from hotfix.recipe import Recipe, Train
+from hotfix.recipe import Recipe
 from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
 from hotfix.train import Trained, train
+from hotfix.windows import windows
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 NOTHING = Stack()
@@ -60,7 +61,7 @@ def build(
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
-        windows = tuple(_window(denoiser, case, i, recipe.train) for i in range(len(case.targets)))
+        found = windows(denoiser, case, recipe.train)
         stage("training")
         state = None
         if checkpoint is not None:
@@ -70,7 +71,7 @@ def build(
             trained = train(
                 denoiser,
                 case,
-                windows,
+                found,
                 adapter,
                 recipe.train,
                 drift_budget=recipe.budget.drift,
@@ -80,28 +81,10 @@ def build(
             tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
-        patch = _patch(recipe, denoiser, case, windows, trained, tensors, stack)
+        patch = _patch(recipe, denoiser, case, found, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
-
-
-def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:
-    target = case.targets[i]
-    if options.weight != "calibrated":
-        return chosen(denoiser, case.forget_kinds(), options.weight, options.window, target.t_lo)
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-    strangers = (~case.twins).nonzero().flatten()
-    return calibrate(
-        denoiser,
-        target.x_f,
-        case.x_r[strangers.to(case.x_r.device)],
-        conditions,
-        denoiser.embed([case.retain_captions[i] for i in strangers.tolist()]),
-        target.similarity,
-        target.t_lo,
-        options.seed,
-    )
 
 
 def _patch(

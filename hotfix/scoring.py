@@ -15,16 +15,18 @@ from hotfix.case import Case, Target, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
 from hotfix.recipe import Recipe
-from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
+from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
 from hotfix.shapes import Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack, applied
+from hotfix.windows import windows
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
 STEPS = 12  # denoising steps of partial diffusion
 STRANGERS = 32  # noises for the stranger's curve
+DIGITS = 4  # of a window's curve
 REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
 
 
@@ -60,6 +62,8 @@ def score(
         denoiser = Denoiser(pipe, recipe.base.call)
         stage("preparing the case")
         case = prepare(recipe, denoiser)
+        stage("calibrating the timestep window")
+        curves = _curves(denoiser, case, recipe)
         stage("replaying seeds")
         replays = [_replay(denoiser, stack, case, kind, seed, n, gallery) for kind in case.caption_kinds()]
         stage("partial diffusion")
@@ -85,6 +89,7 @@ def score(
         replays=replays,
         diffusion=diffusion,
         retain=retain,
+        windows=curves,
         scope=case.scope,
         budget_return_rate=recipe.budget.return_rate,
         budget_drift=recipe.budget.drift,
@@ -93,6 +98,21 @@ def score(
             f"partial diffusion from the noised target at {len(LEVELS)} levels, {noises} noises each",
         ],
     )
+
+
+def _curves(denoiser: Denoiser, case: Case, recipe: Recipe) -> list[TimestepWindow]:
+    return [
+        TimestepWindow(
+            target=number,
+            caption=kind,
+            weight=recipe.train.weight,
+            t_lo=window.t_lo,
+            t=[round(t, DIGITS) for t in window.t.tolist()],
+            m=[round(height, DIGITS) for height in m.tolist()],
+        )
+        for number, window in enumerate(windows(denoiser, case, recipe.train), start=1)
+        for kind, m in window.m.items()
+    ]
 
 
 def _twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:
