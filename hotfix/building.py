@@ -12,18 +12,19 @@ from torch import Tensor
 
 from hotfix import beside, lora, pictures
 from hotfix import checkpoint as unfinished
-from hotfix.calibrate import Window, calibrate, chosen
+from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, StackError
 from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
-from hotfix.recipe import Recipe, Train
+from hotfix.recipe import Recipe
 from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
 from hotfix.subspace import Directions, read_by, seed_above
 from hotfix.train import Trained, train
+from hotfix.windows import windows
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 NOTHING = Stack()
@@ -47,7 +48,8 @@ def build(
             requires them from then on.
         checkpoint: a folder for the state of an unfinished build; one that is found there is resumed.
         progress: called with (step, steps, facts) while training.
-        stage: called with a few words at the beginning of every stage.
+        stage: called with a few words at the beginning of every stage, and with one line for every target on its
+            surrogates: how many were taken, and why others were refused.
 
     Raises:
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
@@ -63,9 +65,9 @@ def build(
     denoiser = Denoiser(pipe, recipe.base.call)
     with stack.on(pipe), _frozen(denoiser):
         stage("preparing surrogates and what must stay")
-        case = prepare(recipe, denoiser)
+        case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
-        windows = tuple(_window(denoiser, case, i, recipe.train) for i in range(len(case.targets)))
+        found = windows(denoiser, case, recipe.train)
         stage("training")
         state = None
         if checkpoint is not None:
@@ -79,7 +81,7 @@ def build(
             trained = train(
                 denoiser,
                 case,
-                windows,
+                found,
                 adapter,
                 recipe.train,
                 drift_budget=recipe.budget.drift,
@@ -91,7 +93,7 @@ def build(
         stage(_summary(trained))
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
-        patch = _patch(recipe, denoiser, case, windows, trained, tensors, stack)
+        patch = _patch(recipe, denoiser, case, found, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
     return patch
@@ -105,24 +107,6 @@ def _summary(trained: Trained) -> str:
         f"{trained.opposed_steps} realised steps against the retain gradient"
     )
     return words if trained.readable == 1 else f"{words}; {trained.readable:.0%} of the input directions were left open"
-
-
-def _window(denoiser: Denoiser, case: Case, i: int, options: Train) -> Window:
-    target = case.targets[i]
-    if options.weight != "calibrated":
-        return chosen(denoiser, case.forget_kinds(), options.weight, options.window, target.t_lo)
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-    strangers = (~case.twins).nonzero().flatten()
-    return calibrate(
-        denoiser,
-        target.x_f,
-        case.x_r[strangers.to(case.x_r.device)],
-        conditions,
-        denoiser.embed([case.retain_captions[i] for i in strangers.tolist()]),
-        target.similarity,
-        target.t_lo,
-        options.seed,
-    )
 
 
 def _patch(

@@ -3,7 +3,7 @@
 The same recipe on the same base gives the same case, so a score years later needs nothing that the build left behind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from hotfix.augment import augmented
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError
+from hotfix.gate import Chosen, Gate
 from hotfix.pipeline import prompts as known_prompts
 from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
@@ -77,8 +78,13 @@ class Case:
         return {"own": kinds["own"]} if self.scope == "caption" else kinds
 
 
-def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
+def prepare(recipe: Recipe, denoiser: Denoiser, stage: Callable[[str], None] = lambda words: None) -> Case:
     """Load the forget pictures, draw what must stay, find conflicts, make surrogates, set thresholds.
+
+    Args:
+        recipe: what to forget.
+        denoiser: of the unpatched base.
+        stage: told for every target how many surrogates were taken, and why others were refused.
 
     Raises:
         RecipeError: a picture that cannot be used, or no surrogate.
@@ -115,7 +121,15 @@ def prepare(recipe: Recipe, denoiser: Denoiser) -> Case:
         )
         alike = torch.zeros(len(bank), dtype=torch.bool)
     targets = tuple(
-        _target(recipe, denoiser, picture, _own(given, i, len(forget)), strangers, seed + i)
+        _target(
+            recipe,
+            denoiser,
+            picture,
+            _own(given, i, len(forget)),
+            strangers,
+            seed + i,
+            lambda words, number=i + 1: stage(f"surrogates of target {number}: {words}"),
+        )
         for i, picture in enumerate(forget)
     )
     if toward := _adjacent(recipe, denoiser, targets, strangers):
@@ -184,13 +198,21 @@ def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
 
 
 def _target(
-    recipe: Recipe, denoiser: Denoiser, picture: Picture, given: Pictures | None, bank: Pictures, seed: int
+    recipe: Recipe,
+    denoiser: Denoiser,
+    picture: Picture,
+    given: Pictures | None,
+    bank: Pictures,
+    seed: int,
+    say: Callable[[str], None],
 ) -> Target:
     wanted = recipe.similarity
     seen = None
     if wanted.kind != "pixel":
         seen = embedding.cosine(embedding.embedder(wanted, recipe.place(wanted.path)), picture)
-    surrogates = _surrogates(recipe, denoiser, picture, given, bank, seen, seed)
+    chosen = _surrogates(recipe, denoiser, picture, given, bank, seen, seed)
+    say(chosen.words)
+    surrogates = chosen.pictures
     unseen = pixel(stranger(picture))
     t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, bank)), seed)
 
@@ -214,28 +236,32 @@ def _surrogates(
     bank: Pictures,
     seen: Similarity | None,
     seed: int,
-) -> Pictures:
+) -> Chosen:
     """What the recipe wants instead; `seen` is the similarity it names, if that is not by pixels."""
     plain = seen or pixel(picture)
     limit, count = null(plain, bank), recipe.surrogate.count
+
+    def gate(similarity: Similarity, limit: float) -> Gate:
+        return Gate.of(denoiser, picture, bank, similarity, limit, seed)
+
     match recipe.surrogate.kind:
         case "files":
             assert given is not None
             surrogate.check_files(given, pixel(picture), (1 + threshold(null(pixel(picture), bank))) / 2)
-            return given
+            return Chosen(given, f"{len(given)} given in files, none of them the target")
         case "sdedit":
-            return surrogate.sdedit(denoiser, picture, plain, limit, count, seed)
+            return surrogate.sdedit(denoiser, picture, gate(plain, limit), count, seed)
         case "nearest" | "posterior":
-            return surrogate.nearest(bank, plain, limit, count)
+            return surrogate.nearest(bank, Gate(plain, limit), count)
         case "latent":
-            return surrogate.extrapolate(denoiser, picture, bank, plain, limit, count, seed)
+            return surrogate.extrapolate(denoiser, picture, bank, gate(plain, limit), count, seed)
         case "inpaint":
             mask = _mask(recipe, denoiser, picture, bank, pixel(picture), seed)
             where = seen or inside(picture, mask)
-            return inpaint.inpaint(denoiser, picture, mask, where, null(where, bank), count, seed)
+            return inpaint.inpaint(denoiser, picture, mask, gate(where, null(where, bank)), count, seed)
         case "editor":
             assert recipe.surrogate.editor is not None
-            return editor.edit(recipe.surrogate.editor, picture, plain, limit, count, seed)
+            return editor.edit(recipe.surrogate.editor, picture, gate(plain, limit), count, seed)
 
 
 def _mask(recipe: Recipe, denoiser: Denoiser, picture: Picture, bank: Pictures, plain: Similarity, seed: int) -> Tensor:

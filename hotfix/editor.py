@@ -6,28 +6,24 @@ import torch
 from torch.nn import functional as F
 
 from hotfix.errors import RecipeError
+from hotfix.gate import Chosen, Gate
 from hotfix.pictures import from_image, to_images
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Editor
-from hotfix.shapes import Picture, Pictures
-from hotfix.similarity import Similarity
+from hotfix.shapes import Picture
 
 TRIES = 2  # edits for every surrogate that is wanted
 
 
-def edit(editor: Editor, picture: Picture, similarity: Similarity, limit: float, count: int, seed: int) -> Pictures:
-    """Load the editor, let it edit x_f with several seeds, free it, and keep the nearest edits that pass as strangers.
+def edit(editor: Editor, picture: Picture, gate: Gate, count: int, seed: int) -> Chosen:
+    """Load the editor, let it edit x_f with several seeds, free it, and keep the nearest that pass.
 
     Args:
         editor: pipeline and call; the call must be one that the pipeline takes beside `image` and `generator`.
         picture: x_f, (3, H, W) in [-1, 1].
-        similarity: to x_f.
-        limit: an edit passes below this similarity.
+        gate: what an edit must pass.
         count: surrogates wanted.
         seed: of the first edit.
-
-    Returns:
-        At most `count` pictures of x_f's size, nearest first.
 
     Raises:
         RecipeError: the pipeline does not take these arguments, or no edit passes.
@@ -52,13 +48,4 @@ def edit(editor: Editor, picture: Picture, similarity: Similarity, limit: float,
         del pipe
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    found = torch.stack(edits)
-    like = similarity(found)
-    if not bool((like < limit).any()):
-        raise RecipeError(
-            f"none of {len(found)} edits differs enough from the forget picture (best {float(like.min()):.3f})",
-            wanted=f"similarity below {limit:.3f}",
-            hint="ask the editor for more, in surrogate.editor.call",
-        )
-    found, like = found[like < limit], like[like < limit]
-    return found[like.argsort(descending=True)][:count]
+    return gate.choose(torch.stack(edits), count, "edits", hint="ask the editor otherwise, in surrogate.editor.call")

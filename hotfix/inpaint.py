@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
+from hotfix.gate import Chosen, Gate
 from hotfix.shapes import Latents, Picture, Pictures
-from hotfix.similarity import Similarity
 
 CANDIDATES = 16
 STEPS = 16  # denoising steps of an edit
@@ -49,22 +49,16 @@ def region(denoiser: Denoiser, picture: Picture, bank: Pictures, like: Tensor, t
     return F.max_pool2d(mask[None, None], 3, stride=1, padding=1)[0, 0]
 
 
-def inpaint(
-    denoiser: Denoiser, picture: Picture, mask: Tensor, inside: Similarity, limit: float, count: int, seed: int
-) -> Pictures:
-    """Edits of x_f inside the mask, from the weakest noise whose edits pass as strangers there.
+def inpaint(denoiser: Denoiser, picture: Picture, mask: Tensor, gate: Gate, count: int, seed: int) -> Chosen:
+    """Edits of x_f inside the mask, from the weakest noise whose edits pass. Outside it x_f stays, by construction.
 
     Args:
         denoiser: the unpatched base.
         picture: x_f.
         mask: (H, W) in [0, 1], 1 where the base may draw.
-        inside: similarity to x_f, counted where the mask is.
-        limit: an edit passes below this similarity.
+        gate: what an edit must pass; its similarity to x_f is counted where the mask is.
         count: surrogates wanted.
         seed: of the noise.
-
-    Returns:
-        At most `count` pictures, nearest first.
 
     Raises:
         RecipeError: no edit passes.
@@ -78,12 +72,11 @@ def inpaint(
         eps = torch.randn((CANDIDATES, *x.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x.device)
         x_t = denoiser.noised(x, torch.full((CANDIDATES,), strength, device=x.device), eps)
         edits = denoiser.decode(denoiser.denoise(x_t, strength, empty, steps=STEPS, keep=(x, hole))).cpu()
-        like = inside(edits)
-        if int((like < limit).sum()) >= min(count, CANDIDATES // 4):
-            found = edits[like < limit]
-            return found[like[like < limit].argsort(descending=True)][:count]
-    raise RecipeError(
-        f"no edit inside the mask differs enough from the forget picture (best {float(like.min()):.3f})",
-        wanted=f"similarity below {limit:.3f} where the mask is",
+        if int(gate.passes(edits).sum()) >= min(count, CANDIDATES // 4):
+            break
+    return gate.choose(
+        edits,
+        count,
+        f"edits inside the mask from noise level {strength:.2f}",
         hint='draw a larger mask, or let the base edit the whole picture: surrogate.kind = "sdedit"',
     )

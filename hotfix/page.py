@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from hotfix.pictures import to_images
 from hotfix.shapes import Pictures
 
 if TYPE_CHECKING:
-    from hotfix.report import Diffusion, Report
+    from hotfix.report import Diffusion, Report, TimestepWindow
 
 ZOOM = 3
 
@@ -37,11 +38,29 @@ def sheet(rows: list[Pictures], zoom: int = ZOOM, gap: int = 2) -> Image.Image:
     return page.resize((page.width * zoom, page.height * zoom), Image.Resampling.NEAREST)
 
 
-def curve(rows: "list[Diffusion]", field: str, width: int = 320, height: int = 120) -> str:
-    """SVG points of one column over t in [0, 1], values in [0, 1]."""
-    points = [(row.t, getattr(row, field)) for row in rows]
-    values = [(t, v.k / v.n if hasattr(v, "k") else v) for t, v in points]
-    return " ".join(f"{t * width:.1f},{height - max(0.0, min(1.0, v)) * height:.1f}" for t, v in values)
+def points(t: Sequence[float], values: Sequence[float], width: int = 320, height: int = 120) -> str:
+    """SVG points of values in [0, 1] over t in [0, 1]."""
+    pairs = zip(t, values, strict=True)
+    return " ".join(f"{x * width:.1f},{height - max(0.0, min(1.0, y)) * height:.1f}" for x, y in pairs)
+
+
+def curve(rows: "list[Diffusion]", field: str) -> str:
+    """SVG points of one column over t."""
+    values = [getattr(row, field) for row in rows]
+    return points([row.t for row in rows], [v.k / v.n if hasattr(v, "k") else v for v in values])
+
+
+def words(window: "TimestepWindow") -> str:
+    """A curve for those who do not see it."""
+    peak = max(window.m)
+    if peak <= 0:
+        return f"{window.caption} caption: shut"
+    wide = [t for t, m in zip(window.t, window.m, strict=True) if m >= peak / 2]
+    top = window.t[window.m.index(peak)]
+    return (
+        f"{window.caption} caption: highest ({peak:.2f}) at t = {top:.2f}, "
+        f"half as high or more only between t = {wide[0]:.2f} and {wide[-1]:.2f}"
+    )
 
 
 def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
@@ -56,9 +75,19 @@ def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
     kinds: dict[str, list[Diffusion]] = {}
     for row in report.diffusion:
         kinds.setdefault(row.caption, []).append(row)
+    windows: dict[int, list[TimestepWindow]] = {}
+    for window in report.windows:
+        windows.setdefault(window.target, []).append(window)
     galleries = [(words, _png(before, after)) for words, before, after in (gallery.rows if gallery else [])]
     text = environment.get_template("report.html.j2").render(
-        report=report, kinds=kinds, curve=curve, galleries=galleries, misses=report.misses
+        report=report,
+        kinds=kinds,
+        windows=windows,
+        curve=curve,
+        points=points,
+        words=words,
+        galleries=galleries,
+        misses=report.misses,
     )
     write_atomically(path, text.encode())
     return path

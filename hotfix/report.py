@@ -119,6 +119,17 @@ class Retain(_Part):
     after: Rate | None = None
 
 
+class TimestepWindow(_Part):
+    """How often one target is trained on at each noise level, under one kind of caption: numbers in [0, 1] alone."""
+
+    target: int  # in the order of the recipe's pictures, from 1
+    caption: str
+    weight: str  # "calibrated": measured on the unpatched base; else the curve that the recipe names
+    t_lo: float  # below it m is 0
+    t: list[float]
+    m: list[float]
+
+
 class PatchRef(_Part):
     """Which patch was on."""
 
@@ -146,6 +157,7 @@ class Report(_Part):
     diffusion: list[Diffusion]
     retain: Retain
     subject: Subject | None = None  # where the recipe holds pictures out
+    windows: list[TimestepWindow] = []
     scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float

@@ -17,14 +17,16 @@ from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
 from hotfix.partial import LEVELS, back, twice
 from hotfix.recipe import Recipe
-from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain
+from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
 from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack, applied
+from hotfix.windows import windows
 
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
 STRANGERS = 32  # noises for the stranger's curve
+DIGITS = 4  # of a window's curve
 REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
 
 
@@ -60,6 +62,8 @@ def score(
         denoiser = Denoiser(pipe, recipe.base.call)
         stage("preparing the case")
         case = prepare(recipe, denoiser)
+        stage("calibrating the timestep window")
+        curves = _curves(denoiser, case, recipe)
         stage("replaying seeds")
         held = subject.held_out(recipe, denoiser, case)
         kinds = list(case.caption_kinds())
@@ -97,6 +101,7 @@ def score(
         diffusion=diffusion,
         retain=retain,
         subject=beyond,
+        windows=curves,
         scope=case.scope,
         budget_return_rate=recipe.budget.return_rate,
         budget_drift=recipe.budget.drift,
@@ -106,6 +111,21 @@ def score(
             *([subject.words(beyond)] if beyond else []),
         ],
     )
+
+
+def _curves(denoiser: Denoiser, case: Case, recipe: Recipe) -> list[TimestepWindow]:
+    return [
+        TimestepWindow(
+            target=number,
+            caption=kind,
+            weight=recipe.train.weight,
+            t_lo=window.t_lo,
+            t=[round(t, DIGITS) for t in window.t.tolist()],
+            m=[round(height, DIGITS) for height in m.tolist()],
+        )
+        for number, window in enumerate(windows(denoiser, case, recipe.train), start=1)
+        for kind, m in window.m.items()
+    ]
 
 
 def _cycled(captions: Sequence[str], n: int) -> list[str]:

@@ -4,6 +4,7 @@ import torch
 
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
+from hotfix.gate import Chosen, Gate
 from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import Similarity
 
@@ -29,87 +30,75 @@ def check_files(surrogates: Pictures, similarity: Similarity, tau: float) -> Non
         )
 
 
-def sdedit(
-    denoiser: Denoiser, picture: Picture, similarity: Similarity, limit: float, count: int, seed: int
-) -> Pictures:
+def sdedit(denoiser: Denoiser, picture: Picture, gate: Gate, count: int, seed: int) -> Chosen:
     """The base's own edits of x_f: noise it to `strength`, denoise without a caption, keep the nearest that pass.
 
-    The smallest strength at which edits pass is found by bisection.
+    The smallest strength at which half of the edits are no longer x_f is found by bisection.
 
     Args:
         denoiser: the unpatched base.
         picture: x_f.
-        similarity: to x_f.
-        limit: an edit passes below this similarity.
+        gate: what an edit must pass.
         count: surrogates wanted.
         seed: of the noise.
 
-    Returns:
-        At most `count` pictures, nearest first.
-
     Raises:
-        RecipeError: no edit passes, even from pure noise.
+        RecipeError: no edit passes.
 
     Source: Meng et al. 2022, arXiv:2108.01073; as a surrogate, Park et al. 2024, arXiv:2407.21035.
     """
     x = denoiser.encode(picture[None]).expand(CANDIDATES, -1, -1, -1)
     empty = {k: v.expand(CANDIDATES, *v.shape[1:]) for k, v in denoiser.embed([""]).items()}
 
-    def passing(strength: float, seed: int) -> Pictures:
+    def edits(strength: float, seed: int) -> Pictures:
         eps = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
         t = torch.full((CANDIDATES,), strength, device=x.device)
-        edits = denoiser.decode(denoiser.denoise(denoiser.noised(x, t, eps), strength, empty, steps=STEPS)).cpu()
-        return edits[similarity(edits) < limit]
+        return denoiser.decode(denoiser.denoise(denoiser.noised(x, t, eps), strength, empty, steps=STEPS)).cpu()
 
     low, high = 0.2, 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if len(passing(middle, seed)) >= CANDIDATES // 2 else (middle, high)
-    found = torch.cat([passing(high, seed + i) for i in range(2)])
-    if not len(found):
-        raise RecipeError(
-            f"none of {2 * CANDIDATES} edits by the base differs enough from the forget picture",
-            wanted=f"similarity below {limit:.3f}",
-            hint='give the replacement yourself: surrogate.kind = "files"',
-        )
-    return found[similarity(found).argsort(descending=True)][:count]
+        enough = int(gate.strangers(edits(middle, seed)).sum()) >= CANDIDATES // 2
+        low, high = (low, middle) if enough else (middle, high)
+    found = torch.cat([edits(high, seed + i) for i in range(2)])
+    return gate.choose(
+        found,
+        count,
+        f"edits from noise level {high:.2f}",
+        hint='give the replacement yourself: surrogate.kind = "files"',
+    )
 
 
-def nearest(bank: Pictures, similarity: Similarity, limit: float, count: int) -> Pictures:
+def nearest(bank: Pictures, gate: Gate, count: int) -> Chosen:
     """The retain pictures most like x_f that are not it, nearest first.
 
     Raises:
         RecipeError: every retain picture is too similar.
     """
-    like = similarity(bank)
-    others = bank[like < limit]
-    if not len(others):
-        raise RecipeError("no retain picture differs enough from the forget picture", hint="raise retain.size")
-    return others[like[like < limit].argsort(descending=True)][:count]
+    return gate.choose(bank, count, "retain pictures", hint="raise retain.size")
 
 
-def extrapolate(
-    denoiser: Denoiser, picture: Picture, bank: Pictures, similarity: Similarity, limit: float, count: int, seed: int
-) -> Pictures:
+def extrapolate(denoiser: Denoiser, picture: Picture, bank: Pictures, gate: Gate, count: int, seed: int) -> Chosen:
     """Away from x_f in latent space, through the mean μ of its nearest neighbours and past it if need be.
 
-        x_s = x_f + β (μ - x_f), the smallest β in [0, 2] that passes; then a weak SDEdit, towards what the base knows
+        x_s = x_f + β (μ - x_f), then a weak SDEdit, towards what the base knows
+
+    β is the smallest in [0, 2] at which none of them is x_f any more.
 
     Args:
         denoiser: the unpatched base.
         picture: x_f.
         bank: retain pictures.
-        similarity: to x_f.
-        limit: an edit passes below this similarity.
+        gate: what an edit must pass.
         count: surrogates wanted; they differ by the noise of the SDEdit.
         seed: of that noise.
 
     Raises:
-        RecipeError: nothing passes, even at β = 2.
+        RecipeError: nothing passes.
 
     Source: the target latents of GUIDE, Seo et al. 2024 (arXiv:2405.09879), with its distance found, not set.
     """
-    near = bank[similarity(bank).topk(min(NEIGHBOURS, len(bank))).indices]
+    near = bank[gate.similarity(bank).topk(min(NEIGHBOURS, len(bank))).indices]
     x_f, mean = denoiser.encode(picture[None]), denoiser.encode(near).mean(dim=0, keepdim=True)
     empty = {k: v.expand(count, *v.shape[1:]) for k, v in denoiser.embed([""]).items()}
     t = torch.full((count,), TOUCH_UP, device=x_f.device)
@@ -122,13 +111,10 @@ def extrapolate(
     low, high = 0.0, 2.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (low, middle) if bool((similarity(edits(middle)) < limit).all()) else (middle, high)
-    found = edits(high)
-    like = similarity(found)
-    if not bool((like < limit).any()):
-        raise RecipeError(
-            f"nothing on the way past the neighbours differs enough (best {float(like.min()):.3f})",
-            wanted=f"similarity below {limit:.3f}",
-            hint='let the base edit the picture instead: surrogate.kind = "sdedit"',
-        )
-    return found[like < limit][like[like < limit].argsort(descending=True)]
+        low, high = (low, middle) if bool(gate.strangers(edits(middle)).all()) else (middle, high)
+    return gate.choose(
+        edits(high),
+        count,
+        f"edits past the neighbours' mean, β = {high:.2f},",
+        hint='let the base edit the picture instead: surrogate.kind = "sdedit"',
+    )

@@ -1,5 +1,10 @@
 """A score is the same for the same seed, measures the deployed call, and changes nothing."""
 
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
 import pico
 import pytest
 import torch
@@ -8,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
-from hotfix.report import Rate, Report
+from hotfix.report import Rate, Report, TimestepWindow
 from hotfix.scoring import is_surrogate, score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
+PUBLISHED = Path(__file__).parents[1] / "patches" / "iraq-2008" / "report.json"
 TIMES = {"created", "seconds"}
 
 
@@ -120,3 +127,54 @@ def test_every_target_of_a_recipe_is_noised_and_compared_with_itself(tmp_path, f
         picture(2 if kind == "forget" else 102).save(tmp_path / "two" / kind / "two.png")
     assert score(pipe, same, n=8).diffusion == rows
     assert all(a.before_mean != b.before_mean for a, b in zip(score(pipe, two, n=8).diffusion, rows, strict=True))
+
+
+@pytest.mark.parametrize(("name", "options"), [("sd3", {}), ("ddpm", {"weight": "fixed", "window": (0.5, 0.8)})])
+def test_the_report_has_the_windows_that_the_build_trained_in(tmp_path, monkeypatch, name, options):
+    import hotfix.building as building
+
+    seen, train = [], building.train
+    monkeypatch.setattr(building, "train", lambda *a, **k: seen.append(a[2]) or train(*a, **k))
+    recipe, pipe = make_recipe(tmp_path, name, **options), pico.MAKE[name]()
+    stack = Stack.of(build(recipe, pipe))
+    stack.apply(pipe)  # and although the patch is on, and the seed another
+    (trained,) = seen[0]
+    shown = score(pipe, recipe, stack=stack, n=2, seed=9).windows
+    assert [row.caption for row in shown] == list(trained.m)
+    for row in shown:
+        assert (row.target, row.weight, row.t_lo) == (1, options.get("weight", "calibrated"), trained.t_lo)
+        assert row.t == pytest.approx(trained.t.tolist(), abs=1e-4)
+        assert row.m == pytest.approx(trained.m[row.caption].tolist(), abs=1e-4)
+        assert max(row.m) <= 1 and min(row.m) >= 0
+
+
+CURVES = {"own": [0.0] * 8 + [0.5, 1.0, 0.25] + [0.0] * 9, "empty": [0.0] * 20}
+
+
+def test_the_page_draws_every_window_and_says_it_in_words(tmp_path):
+    bare = Report.load(PUBLISHED)
+    levels = [(i + 1) / 20 for i in range(20)]
+    rows = [
+        TimestepWindow(target=1, caption=kind, weight="calibrated", t_lo=0.25, t=levels, m=m)
+        for kind, m in CURVES.items()
+    ]
+    text = bare.model_copy(update={"windows": rows}).to_html(tmp_path / "report.html").read_text()
+    (svg,) = [one for one in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "window of target 1" in one]
+    drawn = ElementTree.fromstring(svg)
+    lines = {line.get("class"): line.get("points").split() for line in drawn.iter("polyline")}
+    assert set(lines) == set(CURVES)
+    assert [line.get("x1") for line in drawn.iter("line")] == ["80.0"]  # t_lo
+    assert lines["own"][9] == "160.0,0.0" and lines["own"][0] == "16.0,120.0"  # open at t = 0.5, shut at 0.05
+    described = re.search(rf'id="{drawn.get("aria-describedby")}">(.*?)</figcaption>', text, re.DOTALL)[1]
+    assert "highest (1.00) at t = 0.50, half as high or more only between t = 0.45 and 0.50" in described
+    assert "Empty caption: shut" in described
+
+
+def test_a_report_without_windows_is_still_one(tmp_path):
+    """As every report was before they were in it."""
+    numbers = json.loads(PUBLISHED.read_text())
+    numbers.pop("windows", None)
+    (tmp_path / "report.json").write_text(json.dumps(numbers))
+    bare = Report.load(tmp_path / "report.json")
+    assert bare.windows == []
+    assert "timestep window" not in bare.to_html(tmp_path / "report.html").read_text()

@@ -3,17 +3,21 @@
 import pico
 import pytest
 import torch
+from atlas import tiles
 from conftest import make_recipe, picture
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from hotfix import inpaint
+from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
 from hotfix.editor import edit
 from hotfix.errors import RecipeError
+from hotfix.gate import Gate, error
 from hotfix.pictures import from_image
+from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Editor, Recipe
 from hotfix.similarity import pixel
 
@@ -109,7 +113,7 @@ def editor(tmp_path_factory):
 def edits(folder, limit=0.99, **call):
     asked = Editor(pipeline=str(folder), call={"prompt": "a", "num_inference_steps": 2} | call)
     x = from_image(picture(1))
-    return x, edit(asked, x, pixel(x), limit, 3, seed=0)
+    return x, edit(asked, x, Gate(pixel(x), limit), 3, seed=0).pictures
 
 
 def test_an_editing_pipeline_makes_surrogates_the_nearest_first(editor):
@@ -121,7 +125,7 @@ def test_an_editing_pipeline_makes_surrogates_the_nearest_first(editor):
 
 @pytest.mark.parametrize(
     ("call", "limit", "words"),
-    [({"num_inference_steps": "many"}, 0.99, "cannot be called so"), ({}, 0.1, "none of 6 edits differs enough")],
+    [({"num_inference_steps": "many"}, 0.99, "cannot be called so"), ({}, 0.1, "none of 6 edits can stand in")],
 )
 def test_an_editor_that_fails_ends_in_a_sentence(editor, call, limit, words):
     with pytest.raises(RecipeError, match=words):
@@ -131,3 +135,73 @@ def test_an_editor_that_fails_ends_in_a_sentence(editor, call, limit, words):
 def test_an_editor_must_be_named(tmp_path, family):
     with pytest.raises(RecipeError, match=r"no \[surrogate.editor\]"):
         recipe_of_kind(tmp_path, family, kind="editor")
+
+
+# The gate
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    """The bundled emoji base, and real emoji that it was trained on."""
+    return Denoiser(load_pipeline("hotfix:emoji"), {}), tiles("emoji")[1]
+
+
+def shuffled(pictures):
+    """The same pixels in another order: as unlike any picture as can be, with the same colours and contrast."""
+    order = torch.randperm(pictures[0, 0].numel(), generator=torch.Generator().manual_seed(0))
+    return pictures.flatten(2)[..., order].reshape(pictures.shape)
+
+
+def test_the_gate_takes_pictures_that_the_base_knows_and_refuses_noise_and_seams(emoji):
+    denoiser, real = emoji
+    bank, good = real[:200:10], real[205:305:10]
+    seamed = good.clone()
+    seamed[:, :, 8:24:2] = -good[:, :, 8:24:2]
+    gate = Gate.of(denoiser, real[400], bank, pixel(real[400]), 0.999, seed=0)
+    assert gate.passes(good).float().mean() >= 0.8
+    assert not gate.passes(shuffled(good)).any()
+    assert gate.passes(seamed).float().mean() <= 0.2
+    assert gate.passes(real[400:401] + 0.1).all()  # no less likely than x_f itself
+    assert not gate.passes(real[400:401]).any()  # and yet not x_f
+
+
+def test_the_error_of_a_picture_does_not_depend_on_its_neighbours(denoiser):
+    x = torch.stack([from_image(picture(i)) for i in range(3)])
+    torch.testing.assert_close(error(denoiser, x, seed=0)[2:], error(denoiser, x[2:], seed=0))
+
+
+def a_gate():
+    """Grey levels stand for pictures: the target is white, and the base draws nothing below -0.5."""
+    return Gate(lambda x: x.mean(dim=(1, 2, 3)), 0.8, lambda x: -x.mean(dim=(1, 2, 3)), 0.5)
+
+
+def greys(*levels):
+    return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 4, 4)
+
+
+def test_the_nearest_edits_that_pass_are_taken_and_every_other_one_is_accounted_for():
+    chosen = a_gate().choose(greys(0.9, 0.1, 0.7, -0.9, 0.8, 0.5, -0.4), 2, "edits", hint="")
+    assert chosen.pictures[:, 0, 0, 0].tolist() == pytest.approx([0.7, 0.5])
+    assert chosen.words == (
+        "2 of 7 edits taken; 2 still too like the target (>= 0.800), 1 unlike anything that the base draws, "
+        "2 farther from the target than those"
+    )
+
+
+def test_where_none_passes_the_sentence_says_why():
+    with pytest.raises(
+        RecipeError, match=r"none of 3 .*: 2 still too like the target \(>= 0.800\), 1 unlike"
+    ) as refused:
+        a_gate().choose(greys(0.9, 0.9, -0.9), 2, "edits", hint="do otherwise")
+    assert refused.value.hint == "do otherwise"
+
+
+def test_a_build_says_in_one_line_for_every_target_what_was_taken(tmp_path):
+    recipe = recipe_of_kind(tmp_path, "sd3", kind="sdedit")
+    picture(2).save(tmp_path / "forget" / "secret-name.png")
+    said = []
+    build(recipe, pico.sd3(), stage=said.append)
+    lines = [words for words in said if words.startswith("surrogates of target")]
+    assert [line.split(":")[0] for line in lines] == ["surrogates of target 1", "surrogates of target 2"]
+    assert all("of 16 edits from noise level" in line and "taken" in line for line in lines)
+    assert not any("secret-name" in words or ".png" in words for words in said)

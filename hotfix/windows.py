@@ -1,0 +1,30 @@
+"""The timestep window of every target of a case, for the build that trains in it and the report that shows it.
+
+The same recipe on the same base gives the same windows, so a score needs nothing that the build left behind.
+"""
+
+from hotfix.calibrate import Window, calibrate, chosen
+from hotfix.case import Case
+from hotfix.denoiser import Denoiser
+from hotfix.recipe import Train
+
+
+def windows(denoiser: Denoiser, case: Case, options: Train) -> tuple[Window, ...]:
+    """One window for each target, measured on the base or chosen by the recipe.
+
+    Args:
+        denoiser: the unpatched base.
+        case: prepared from the same recipe.
+        options: its [train] section.
+    """
+    if options.weight != "calibrated":
+        kinds = case.forget_kinds()
+        return tuple(chosen(denoiser, kinds, options.weight, options.window, one.t_lo) for one in case.targets)
+    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
+    strangers = (~case.twins).nonzero().flatten()
+    x_r = case.x_r[strangers.to(case.x_r.device)]
+    rows = denoiser.embed([case.retain_captions[i] for i in strangers.tolist()])
+    return tuple(
+        calibrate(denoiser, one.x_f, x_r, conditions, rows, one.similarity, one.t_lo, options.seed)
+        for one in case.targets
+    )
