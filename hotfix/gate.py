@@ -62,9 +62,7 @@ class Gate:
 
     similarity: Similarity  # to x_f
     limit: float  # an edit is no longer x_f below this similarity
-    error: Callable[[Pictures], PerExample] | None = (
-        None  # None: pictures that need not be asked, such as the base's own
-    )
+    error: Callable[[Pictures], PerExample] | None = None  # of pictures that the base may not have drawn
     most: float = float("inf")  # the base might have drawn an edit up to this error
 
     @classmethod
