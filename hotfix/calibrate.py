@@ -10,8 +10,7 @@ pure noise, under the empty one it cannot.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from hotfix.recipe import WeightKind
 from hotfix.shapes import Latents, Picture
 from hotfix.similarity import Similarity, stranger
 
-RAISE, REACH = 0.5, 0.1  # of m, and of t to each side, where a trial failed
 GRID = 20  # noise levels t = 1/20, 2/20, …, 1
 NOISES = 8
 FLOOR = 1e-3  # no window is empty; more would drag towards x_s where the base turns away from x_f by itself
@@ -39,16 +37,6 @@ class Window:
     def at(self, kind: str, t: Tensor) -> Tensor:
         """m at noise levels (n,)."""
         return self.m[kind][(t * GRID).ceil().long().clamp(1, GRID) - 1]
-
-    def raised(self, kind: str, level: float) -> Self:
-        """The same, but higher around a level at which the target still came out, however little was to be seen there.
-
-        One endpoint from high noise is blurred, and blurred pictures are alike: what the measured m misses, a trial,
-        which denoises to the end, does not.
-        """
-        near = (self.t - level).abs() <= REACH + 1e-6
-        m = (self.m[kind] + RAISE * near).clamp(max=1.0) * (self.t >= self.t_lo)
-        return replace(self, m={**self.m, kind: m})
 
     def sample(self, kind: str, n: int, generator: torch.Generator) -> Tensor:
         """Noise levels (n,), drawn in proportion to m(t) + FLOOR above t_lo, spread evenly inside a grid cell."""

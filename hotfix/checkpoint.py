@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ def keep(
     average: Tensor,
     optimizer: torch.optim.Optimizer,
     seen: Retained,
-    state: Mapping[str, Any],
+    state: Mapping[str, float],
 ) -> None:
     """Write the state, whole or not at all."""
     moments = optimizer.state[flat]
@@ -49,7 +48,7 @@ def keep(
 
 def restore(
     file: Path, flat: Tensor, average: Tensor, optimizer: torch.optim.Optimizer, seen: Retained
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Read a state into the factors, their average, the optimiser and what was retained; return the counters."""
     metadata, entries = container.read(file)
     tensors = to_torch(entries)

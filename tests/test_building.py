@@ -41,7 +41,6 @@ ALL_ON = {"surgery": "subspace", "adversarial_noises": 2, "adversarial_step": 0.
 @pytest.mark.parametrize(("family", "train"), [("ddpm", {}), ("sd3", {}), ("sd3", ALL_ON)], ids=["ddpm", "sd3", "all"])
 def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkeypatch, train):
     monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
-    monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)  # each fails, and raises the window of the steps after it
     recipe = make_recipe(tmp_path, family, steps=7, **train)
     whole = build(recipe, pico.MAKE[family]())
     seen = []
@@ -93,14 +92,6 @@ def test_every_choice_of_the_objective_gives_another_patch(tmp_path, family, pip
     default = build(make_recipe(tmp_path, family, **noisy), pipe)
     other = build(make_recipe(tmp_path, family, **noisy | choice), pipe)
     assert other.manifest.digest != default.manifest.digest
-
-
-def test_what_fails_the_trial_is_trained_more(tmp_path, family, pipe, monkeypatch):
-    monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)
-    recipe = make_recipe(tmp_path, family)
-    raised = build(recipe, pipe)
-    monkeypatch.setattr("hotfix.calibrate.RAISE", 0.0)
-    assert build(recipe, pipe).manifest.digest != raised.manifest.digest
 
 
 @pytest.mark.parametrize(("budget", "rises"), [(1e-6, True), (1.0, False)])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hotfix import weight
-from hotfix.calibrate import Window, chosen
+from hotfix.calibrate import chosen
 from hotfix.denoiser import Denoiser
 
 T = torch.arange(1, 21) / 20
@@ -49,12 +49,3 @@ def test_levels_are_sampled_in_proportion_to_the_curve(denoiser):
     drawn = window.sample("empty", 4000, torch.Generator().manual_seed(0))
     assert ((drawn > 0.45) & (drawn <= 0.8)).float().mean() > 0.98
     assert window.at("empty", torch.tensor([0.5, 0.51, 0.9])).tolist() == [1.0, 1.0, 0.0]
-
-
-def test_a_raised_window_is_higher_near_that_level_alone_and_never_above_one_or_below_t_lo():
-    window = Window(T, {"own": torch.full((20,), 0.2), "empty": torch.full((20,), 0.7) * (T >= 0.75)}, t_lo=0.75)
-    raised = window.raised("empty", 0.8)
-    near = (T > 0.74) & (T < 0.91)
-    assert (raised.m["empty"][near] == 1).all()
-    assert torch.equal(raised.m["empty"][~near], window.m["empty"][~near])
-    assert torch.equal(raised.m["own"], window.m["own"])
