@@ -13,10 +13,11 @@ from torch import Tensor
 
 from benchmarks.flags import LEVELS, is_picture
 from hotfix.denoiser import Denoiser
+from hotfix.partial import STEPS
 from hotfix.pictures import load
 from hotfix.recipe import Recipe
 from hotfix.report import Rate
-from hotfix.scoring import KEEP, PARTIAL, REPLAY, STEPS
+from hotfix.scoring import KEEP, PARTIAL, REPLAY
 from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import Similarity, nearest, null, pixel, threshold
 
