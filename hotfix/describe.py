@@ -53,7 +53,7 @@ def summary(report: "Report") -> str:
     total = sum(row.after_rate.n for row in above)
     lines.append(f"  partial diffusion from t = {report.t_lo:.2f} on: {before} of {total} before, {after} after")
     if report.subject:
-        lines.append(f"  {report.subject.pictures} held-out pictures of the subject, never trained on:")
+        lines.append(f"  pictures of the subject that were held out, never trained on: {report.subject.pictures}")
         for r in report.subject.replays:
             lines.append(f"    {r.caption} caption: any of them in {r.before} before, {r.after} after")
         for kind in report.subject.captions:

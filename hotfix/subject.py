@@ -106,7 +106,7 @@ def words(found: Subject) -> str:
     """What a report lists among the attacks that were run."""
     levels = sum(row.before.n for row in found.diffusion if row.caption == found.captions[0])
     return (
-        f"partial diffusion from {found.pictures} held-out pictures of the subject, {levels} noises under each caption"
+        f"partial diffusion from held-out pictures of the subject: {found.pictures}, {levels} noises under each caption"
     )
 
 

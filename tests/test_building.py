@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import make_recipe, picture
 
+from benchmarks.realised_step import measured
 from hotfix import case as cases
 from hotfix.building import build
 from hotfix.demo import fingerprint
@@ -206,6 +207,15 @@ def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path,
     assert above.manifest.digest != alone.manifest.digest
     assert [type(problem) for problem in Stack.of(above).problems(pipe)] == [StackError]
     assert not Stack.of(patches[0], above).problems(pipe)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_benchmark_of_realised_steps_counts_what_the_loop_takes(tmp_path, projected):
+    recipe = make_recipe(tmp_path, "ddpm", steps=20)
+    row = measured(recipe, pico.ddpm(), torch.optim.AdamW, projected)
+    turned, realised = row["steps the optimiser turned against G"], row["realised steps against G"]
+    assert turned > 0
+    assert realised == (0 if projected else turned)
 
 
 def test_above_a_stack_it_shuts_out_the_realised_step_still_never_opposes_the_retain_gradient(

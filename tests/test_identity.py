@@ -250,7 +250,7 @@ def test_held_out_pictures_are_scored_apart_and_change_nothing_else(scored):
     assert [row.caption for row in report.subject.replays] == [row.caption for row in report.replays]
     assert report.subject.captions == ["own", "empty"]
     assert {row.picture for row in report.subject.diffusion} == {1, 2}
-    assert [words for words in report.attacks_run if "2 held-out pictures" in words]
+    assert [words for words in report.attacks_run if "held-out pictures of the subject: 2" in words]
 
 
 def test_the_subject_is_told_in_summary_and_page_and_no_name_is(scored, tmp_path):
@@ -258,7 +258,7 @@ def test_the_subject_is_told_in_summary_and_page_and_no_name_is(scored, tmp_path
     page = report.to_html(tmp_path / "report.html").read_text()
     text = report.save(tmp_path / "report.json").read_text()
     assert Report.load(tmp_path / "report.json") == report
-    assert "2 held-out pictures of the subject" in summary(report)
+    assert "never trained on: 2" in summary(report)
     assert "held out" in page and "picture 2" in page and "all of them" in page
     for words in (page, text, summary(report)):
         assert "john" not in words and "data:image" not in words
