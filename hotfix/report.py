@@ -120,7 +120,10 @@ class Retain(_Part):
 
 
 class TimestepWindow(_Part):
-    """How often one target is trained on at each noise level, under one kind of caption: numbers in [0, 1] alone."""
+    """How often one target is trained on at each noise level, under one kind of caption: numbers in [0, 1] alone.
+
+    As calibrated: while a build goes on, a failed trial raises the window where it failed.
+    """
 
     target: int  # in the order of the recipe's pictures, from 1
     caption: str

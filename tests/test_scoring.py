@@ -130,7 +130,7 @@ def test_every_target_of_a_recipe_is_noised_and_compared_with_itself(tmp_path, f
 
 
 @pytest.mark.parametrize(("name", "options"), [("sd3", {}), ("ddpm", {"weight": "fixed", "window": (0.5, 0.8)})])
-def test_the_report_has_the_windows_that_the_build_trained_in(tmp_path, monkeypatch, name, options):
+def test_the_report_has_the_windows_that_the_build_begins_with(tmp_path, monkeypatch, name, options):
     import hotfix.building as building
 
     seen, train = [], building.train
