@@ -2,6 +2,8 @@
 
     python benchmarks/derivatives.py --threads 1 [-o benchmarks/results/derivatives.json]
 
+A run may be stopped: it goes on after the last derivative that it had measured.
+
 The five published flag patches, all on at once, as built on `hotfix:flags`; the claim that is tested is Modular LoRA's
 (arXiv:2412.00357) for suppression: train it beside the base, and put it on what others have made of the base.
 
@@ -201,7 +203,6 @@ def main() -> None:
     console.quiet_libraries()
     if args.threads:
         torch.set_num_threads(args.threads)
-    started = time.monotonic()
     folders = sorted(path.parent for path in ROOT.glob("patches/*-20*/*.safetensors"))
     recipes = [Recipe.load(folder / "recipe.toml") for folder in folders]
     stack = Stack.of(*(Patch.load(next(folder.glob("*.safetensors"))) for folder in folders))
@@ -216,27 +217,32 @@ def main() -> None:
     fade = partial(merged, denoiser, known[0], faded(known[1]), steps=style_steps, lr=STYLE_RATE)
     made[f"style LoRA merged, rank {STYLE_RANK}, {style_steps} steps at {STYLE_RATE:g}"] = (faded, fade)
     sizes = {key: getattr(args, key) for key in ("n", "before", "noises", "every")}
-    result: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    about = sizes | {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        **sizes,
         "rows of a training step": ROWS,
         "patches": {patch.name: patch.id for patch in stack.patches},
         "sketch distance that Stack.check accepts": SAME,
-        "derivatives": {},
     }
+    unfinished, done = args.out.with_suffix(".unfinished.json"), {}
+    if unfinished.exists() and (there := json.loads(unfinished.read_text()))["about"] == about:
+        done = there["derivatives"]
     for name, (style, make) in made.items():
+        if name in done:
+            continue
         console.say(name)
-        styles = (plain,) if style is plain else (plain, style)
+        started, styles = time.process_time(), (plain,) if style is plain else (plain, style)
         asked = [
             Asked.of(recipe, patch.manifest.scope.t_lo, known[1], styles)
             for recipe, patch in zip(recipes, stack.patches, strict=True)
         ]
-        result["derivatives"][name] = measured(denoiser, stack, asked, make(), style, known, sizes)
-        console.say(json.dumps(result["derivatives"][name], indent=1))
-    result["seconds"] = round(time.monotonic() - started)
-    write_atomically(args.out, json.dumps(result, indent=1).encode() + b"\n")
+        done[name] = measured(denoiser, stack, asked, make(), style, known, sizes)
+        done[name]["CPU seconds"] = round(time.process_time() - started)
+        console.say(json.dumps(done[name], indent=1))
+        write_atomically(unfinished, json.dumps({"about": about, "derivatives": done}, indent=1).encode())
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    write_atomically(args.out, json.dumps({"date": date} | about | {"derivatives": done}, indent=1).encode() + b"\n")
+    unfinished.unlink()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.flags import LEVELS, is_picture
 from hotfix.denoiser import Denoiser
-from hotfix.partial import STEPS
+from hotfix.partial import back
 from hotfix.pictures import load
 from hotfix.recipe import Recipe
 from hotfix.report import Rate
@@ -76,12 +76,10 @@ def returns(denoiser: Denoiser, asked: Asked, n: int, noises: int) -> dict[str, 
     x = denoiser.encode(asked.picture[None])
     generator = torch.Generator().manual_seed(PARTIAL)
     eps = torch.randn((noises, *x.shape[1:]), generator=generator).to(x.device)
-    levels, back = [t for t in LEVELS if t >= asked.t_lo], 0
-    for t in levels:
-        x_t = denoiser.noised(x.expand_as(eps), torch.full((noises,), t, device=x.device), eps)
-        clean = denoiser.denoise(x_t, t, denoiser.embed([""] * noises), steps=STEPS)
-        back += int(asked.returned(denoiser.decode(clean).cpu()).sum())
-    return {"own": int(own.sum()), "own_n": n, "partial": back, "partial_n": noises * len(levels)}
+    levels, empty = [t for t in LEVELS if t >= asked.t_lo], denoiser.embed([""] * noises)
+    found = [asked.returned(back(denoiser, x.expand_as(eps), eps, t, empty, "empty")) for t in levels]
+    hits = sum(int(row.sum()) for row in found)
+    return {"own": int(own.sum()), "own_n": n, "partial": hits, "partial_n": noises * len(levels)}
 
 
 def suppressed(row: dict[str, int]) -> bool:
