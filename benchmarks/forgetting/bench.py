@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -30,7 +31,6 @@ class Bench:
         self.out, self.sizes, self.device = out, sizes, device
         self.golds = golds  # base/target -> folder
         self.model: Model | None = None
-        self.gold: dict[str, Model] = {}
 
     def do(self, base: Base, target: Target, seed: int, units: Sequence[Unit]) -> None:
         """Run the units of one subject that have no file yet."""
@@ -46,26 +46,27 @@ class Bench:
                 for unit in left:
                     self._fail(unit, str(error))
                 return
-            before = drawn(subject, self.sizes, self.model.remembered)
+            before, gold = drawn(subject, self.sizes, self.model.remembered), self._gold(base, subject)
             for unit in left:
                 first = unit.waits_for
                 if first is not None and work.load(self.out, first, self.sizes) is None:
-                    self._one(first, subject, before)
-                self._one(unit, subject, before)
+                    self._one(first, subject, before, gold)
+                self._one(unit, subject, before, gold)
 
     def _fail(self, unit: Unit, why: str) -> None:
         work.save(self.out, unit, work.about(unit, self.sizes) | {"failed": why})
 
-    def _one(self, unit: Unit, subject: Subject, before: Drawn) -> None:
+    def _one(self, unit: Unit, subject: Subject, before: Drawn, gold: Drawn | None) -> None:
         console.say(unit.id)
         budget = work.budget_for(unit, self.out, self.sizes)
         if unit.waits_for is not None and budget is None:
             return self._fail(unit, "hotfix was not built, so there is no budget")
-        gold = self._gold(f"{unit.base}/{unit.target}", subject.model.base)
         content = work.run(unit, subject, before, self.sizes, budget=budget, gold=gold)
         return work.save(self.out, unit, content)
 
-    def _gold(self, key: str, base: Base) -> Model | None:
-        if key in self.golds and key not in self.gold:
-            self.gold[key] = Model.load(Base(base.name, base.call, self.golds[key]), self.device)
-        return self.gold.get(key)
+    def _gold(self, base: Base, subject: Subject) -> Drawn | None:
+        folder = self.golds.get(f"{base.name}/{subject.target.name}")
+        if folder is None:
+            return None
+        model = Model.load(replace(base, pipeline=folder), self.device)
+        return drawn(replace(subject, model=model), self.sizes, model.denoiser.draw)

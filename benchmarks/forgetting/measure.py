@@ -11,6 +11,9 @@
 - Retain: drift between drawings from the same seed where the base did not draw the target, as RMSE in [0, 1] and as
   1 - SSIM. With captions, how many are nearest to the real picture of their caption; without, how many kept their
   nearest real picture.
+- Gold, where there is a model that never saw the target: how far the replays are from its own from the same seeds
+  (`gold`, RMSE in [0, 1]; `base_gold` for the untouched base), and what it would score itself (`gold_excess` and so
+  on): where that is no better, the target has near twins, and nothing that draws like the data can score better.
 """
 
 from typing import Any
@@ -27,16 +30,17 @@ from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 
 DIGITS = 6
+OF_GOLD = ("suppressed", "returns", "excess", "worst", "nearest_real", "kid", "drift", "ssim_lost", "kept")
 
 
-def measured(subject: Subject, before: Drawn, after: Drawn, gold: dict[str, Pictures] | None = None) -> dict[str, Any]:
+def measured(subject: Subject, before: Drawn, after: Drawn, gold: Drawn | None = None) -> dict[str, Any]:
     """Every number about one changed model.
 
     Args:
         subject: what was to be forgotten.
         before: what the base draws.
         after: what the changed model draws, from the same seeds.
-        gold: what a model that never saw the target replays, by kind of caption, if there is one.
+        gold: what a model that never saw the target draws, from the same seeds, if there is one.
     """
     target = subject.case.targets[0]
     replay, partial = _replay(subject, before, after), _partial(subject, before, after)
@@ -69,7 +73,8 @@ def measured(subject: Subject, before: Drawn, after: Drawn, gold: dict[str, Pict
         "partial": partial,
     }
     if gold is not None:
-        wanted = torch.cat([gold[kind] for kind in before.replays])
+        own, wanted = measured(subject, before, gold), torch.cat([gold.replays[kind] for kind in before.replays])
+        found |= {f"gold_{name}": own[name] for name in OF_GOLD}
         found |= {"gold": apart(pooled["after"], wanted), "base_gold": apart(pooled["before"], wanted)}
     return rounded(found)
 

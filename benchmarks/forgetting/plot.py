@@ -9,12 +9,12 @@ from xml.sax.saxutils import escape
 
 from benchmarks.forgetting.best import Row
 from benchmarks.forgetting.settings import HOTFIX, RIVALS
-from benchmarks.forgetting.table import BASE
+from benchmarks.forgetting.table import BASE, GOLD
 
 SIDE, GAP, LEFT, TOP, LEGEND = 320, 70, 60, 40, 170
 COLOURS = ("#000000", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
-MORE = ("#ff7f0e", "#5254a3")
-NAMES = (BASE, HOTFIX, *RIVALS)
+MORE = ("#ff7f0e", "#5254a3", "#daa520")
+NAMES = (BASE, HOTFIX, *RIVALS, GOLD)
 COLOUR = dict(zip(NAMES, COLOURS + MORE, strict=True))
 TICKS = 5
 

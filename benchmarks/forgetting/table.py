@@ -1,7 +1,8 @@
 """Table: unit files in, Markdown out, the same bytes for the same files.
 
 A row is one method on one base at its best setting there (`best.py`), "all" every base with that base's best setting.
-Hotfix has one setting everywhere, and "base" is the untouched model.
+Hotfix has one setting everywhere, "base" is the untouched model, and "gold" one that was trained without the target
+(only where there is one).
 
 Means are over targets, each the mean of its seeds; ± is half a 95% t-interval over targets. `suppressed` counts
 subjects, with the Clopper–Pearson interval. `drift − hotfix's` is over the subjects that both suppress.
@@ -13,18 +14,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.forgetting.best import Key, Row, best_settings
+from benchmarks.forgetting.measure import OF_GOLD
 from benchmarks.forgetting.settings import ABLATION, DEFAULT, HOTFIX, RIVALS
 from hotfix.report import Rate
 
-ALL, BASE = "all", "base"
+ALL, BASE, GOLD = "all", "base", "gold"
 UNTOUCHED = ("suppressed", "returns", "excess", "worst", "nearest_real", "kid", "kept", "gold")
 
 
 def methods(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """What the main table shows: the untouched base, hotfix, and every rival at its best setting on each base."""
+    """What the main table shows: the untouched base, gold, hotfix, and every rival at its best setting on each base."""
     best = best_settings(rows)
     hotfix = [row for row in rows if row.method == HOTFIX]
-    found = {BASE: [untouched(row) for row in hotfix], HOTFIX: hotfix}
+    found = {BASE: [untouched(row) for row in hotfix], GOLD: [retrained(r) for r in hotfix if "gold" in r.numbers]}
+    found[HOTFIX] = hotfix
     for method in RIVALS:
         found[method] = [
             row for row in rows if best.get((row.base, row.method)) == row.setting and row.method == method
@@ -44,6 +47,12 @@ def untouched(row: Row) -> Row:
     """The base as it is, from what a unit measured before it changed anything."""
     numbers = {name: row.numbers.get(f"base_{name}") for name in UNTOUCHED} | {"replayed": row.numbers["replayed"]}
     return Row(row.base, row.target, row.seed, BASE, DEFAULT, numbers | {"drift": 0.0, "ssim_lost": 0.0})
+
+
+def retrained(row: Row) -> Row:
+    """The model that never saw the target, measured like any change of the base."""
+    numbers = {name: row.numbers[f"gold_{name}"] for name in OF_GOLD} | {"replayed": row.numbers["replayed"]}
+    return Row(row.base, row.target, row.seed, GOLD, DEFAULT, numbers | {"gold": 0.0})
 
 
 def interval(values: Iterable[tuple[tuple[str, str], float]]) -> tuple[float, float | None]:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.forgetting.drawings import Drawn, drawn
 from benchmarks.forgetting.measure import measured
-from benchmarks.forgetting.subject import Model, Sizes, Subject
+from benchmarks.forgetting.subject import Sizes, Subject
 from benchmarks.forgetting.training import changed
 from benchmarks.forgetting.units import Unit
 from hotfix.container import write_atomically
@@ -24,7 +24,7 @@ def run(
     sizes: Sizes,
     *,
     budget: int | None = None,
-    gold: Model | None = None,
+    gold: Drawn | None = None,
 ) -> dict[str, Any]:
     """Everything that its file holds: what was run, and either the numbers or the sentence that says why not."""
     try:
@@ -32,9 +32,7 @@ def run(
             after = drawn(subject, sizes, subject.model.denoiser.draw)
     except HotfixError as error:
         return about(unit, sizes) | {"failed": str(error)}
-    replays = subject.replays(sizes.n).items()
-    never = {kind: gold.remembered(*call) for kind, call in replays} if gold is not None else None
-    return about(unit, sizes) | {"numbers": asdict(training) | measured(subject, before, after, never)}
+    return about(unit, sizes) | {"numbers": asdict(training) | measured(subject, before, after, gold)}
 
 
 def about(unit: Unit, sizes: Sizes) -> dict[str, Any]:
