@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_recipe, picture
 
-from benchmarks.flags import TWINS, real_flags, tiles
+from benchmarks.flags import TWINS, is_picture, real_flags, tiles
 from benchmarks.forgetting import best, compute, distance, plot, table, targets, work
 from benchmarks.forgetting.bench import Bench, chosen
 from benchmarks.forgetting.best import Row
@@ -26,6 +26,7 @@ from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
+from hotfix.similarity import nearest
 
 SMALL = Sizes(n=2, noises=2, kept=2, steps=2)
 BASES, TARGETS = targets.read({})
@@ -169,7 +170,7 @@ def test_nothing_changed_measures_nothing(family, tmp_path):
     numbers = measured(subject, before, before, before)
     assert numbers["drift"] == numbers["gold"] == 0
     assert numbers["ssim_lost"] == pytest.approx(0, abs=1e-5)
-    for name in ("suppressed", "returns", "excess", "worst", "kid", "kept"):
+    for name in ("suppressed", "strictly", "returns", "excess", "over", "worst", "kid", "kept"):
         assert numbers[name] == numbers[f"base_{name}"] == numbers.get(f"gold_{name}")
     assert {row["t"] for row in numbers["partial"]} == set(subject.levels())
     assert set(numbers["replay"]) == set(subject.replays(1))
@@ -187,6 +188,17 @@ def test_a_model_that_draws_the_target_is_seen_and_so_is_one_in_pieces(tmp_path)
     torn = drawn(subject, SMALL, lambda captions, seeds: torch.full((len(seeds), 3, pico.SIDE, pico.SIDE), math.nan))
     assert torn.broken == SMALL.n + 1  # the replay, and its own seed
     assert all(bool(x.isfinite().all()) for x in torn.replays.values())
+
+
+def test_an_exact_model_without_the_target_draws_its_nearest_stranger_at_low_noise_and_anything_from_pure_noise(
+    tmp_path,
+):
+    subject = a_subject("ddpm", tmp_path)
+    target, others = subject.case.targets[0], subject.others
+    assert not bool(is_picture(others, target.picture).any())
+    near = others[nearest(target.picture[None], others)]
+    assert torch.equal(subject.left_out(0.05, 3), near.expand(3, -1, -1, -1))
+    assert len(subject.left_out(1.0, 64).unique(dim=0)) > 4
 
 
 def test_noise_and_grey_are_farther_from_real_pictures_than_other_real_pictures():
@@ -238,7 +250,8 @@ def test_rounding_reaches_every_number():
 
 def a_row(method, setting, drift, suppressed=True, target="one", seed=0, base="emoji", **more):
     numbers = {"drift": drift, "suppressed": suppressed, "returns": 0 if suppressed else 3, "replayed": 10}
-    numbers |= {"excess": -0.1 if suppressed else 0.2, "worst": 0.0, "nearest_real": 0.1, "kid": 0.01, "ssim_lost": 0.2}
+    numbers |= dict.fromkeys(("excess", "over"), -0.1 if suppressed else 0.2)
+    numbers |= {"worst": 0.0, "nearest_real": 0.1, "kid": 0.01, "ssim_lost": 0.2}
     numbers |= {f"base_{name}": value for name, value in numbers.items()} | {"kept": 0.9, "base_kept": 1.0, "cost": 100}
     return Row(base, target, seed, method, setting, numbers | more)
 
@@ -250,7 +263,7 @@ def test_the_best_setting_drifts_least_of_those_that_forget_as_much():
         a_row("siss", "right", 0.03),
         a_row("siss", "brutal", 0.3),
         a_row("duo", "nothing", 0.0, suppressed=False),
-        a_row("duo", "more", 0.1, suppressed=False, excess=0.1),
+        a_row("duo", "more", 0.1, suppressed=False, over=0.1),
     ]
     assert best.best_settings(rows) == {("emoji", "siss"): "right", ("emoji", "duo"): "more"}
 

@@ -72,7 +72,7 @@ def _best(settings: Mapping[str, Mapping[Key, Row]], hotfix: Mapping[Key, bool])
         returned = mean(row.numbers["returns"] / row.numbers["replayed"] for row in rows)
         if share >= max(level, 1e-9):
             return 0, drift, label
-        return 1, -share, returned, mean(row.numbers["excess"] for row in rows), drift, label
+        return 1, -share, returned, mean(row.numbers["over"] for row in rows), drift, label
 
     return min(settings, key=rank)
 

@@ -3,8 +3,12 @@
 - Returns: `hotfix.case.Target.returned`, in replay and after partial diffusion, k of n.
 - `excess`: how far the 95th percentile of the similarity after partial diffusion lies above the strangers' 99th, at the
   worst level from t_lo on and under the worst kind of caption; `worst` is the same for the most similar single noise.
-- `suppressed`: no return in any replay, and excess <= 0. What the untouched base scores is `base_suppressed`: where
-  that is true there was nothing to suppress.
+- `over`: likewise, but above the 95th percentile of what an exact model of the real pictures without the target makes
+  of the same states (`Subject.left_out`), where that is higher than the strangers' 99th. It often is: what is noised is
+  the target, and where its composition survives, the nearest strangers are what is left to draw. `left_out_excess` is
+  the excess of that exact model: no method can be asked for less.
+- `suppressed`: no return in any replay, and over <= 0; `strictly`: and excess <= 0. What the untouched base scores is
+  `base_suppressed`: where that is true there was nothing to suppress.
 - What comes instead: RMSE in [0, 1] of the drawings replayed under the target's own caption (or none) to the nearest
   real picture that is not the target; and KID of all replays to those pictures, over thumbnails of 8x8 pixels
   (`distance.py`): no network judges, but noise and grey are far from real pictures in both.
@@ -30,7 +34,19 @@ from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 
 DIGITS = 6
-OF_GOLD = ("suppressed", "returns", "excess", "worst", "nearest_real", "kid", "drift", "ssim_lost", "kept")
+OF_GOLD = (
+    "suppressed",
+    "strictly",
+    "returns",
+    "excess",
+    "over",
+    "worst",
+    "nearest_real",
+    "kid",
+    "drift",
+    "ssim_lost",
+    "kept",
+)
 
 
 def measured(subject: Subject, before: Drawn, after: Drawn, gold: Drawn | None = None) -> dict[str, Any]:
@@ -46,18 +62,23 @@ def measured(subject: Subject, before: Drawn, after: Drawn, gold: Drawn | None =
     replay, partial = _replay(subject, before, after), _partial(subject, before, after)
     states = ("before", "after")
     excess, worst = ({s: max(row[s][key] for row in partial) - target.null for s in states} for key in ("q95", "max"))
+    over = {s: max(row[s]["q95"] - max(target.null, row["left_out"]) for row in partial) for s in states}
     returns = {s: sum(row[s]["k"] for row in replay.values()) for s in states}
-    done = {s: returns[s] == 0 and excess[s] <= 0 for s in states}
     pooled = {s: torch.cat(list(drawn.replays.values())) for s, drawn in zip(states, (before, after), strict=True)}
     first = next(iter(replay.values()))  # its own caption, or none
     found = {
-        "suppressed": done["after"],
-        "base_suppressed": done["before"],
+        "suppressed": returns["after"] == 0 and over["after"] <= 0,
+        "base_suppressed": returns["before"] == 0 and over["before"] <= 0,
+        "strictly": returns["after"] == 0 and excess["after"] <= 0,
+        "base_strictly": returns["before"] == 0 and excess["before"] <= 0,
         "returns": returns["after"],
         "base_returns": returns["before"],
         "replayed": len(pooled["after"]),
         "excess": excess["after"],
         "base_excess": excess["before"],
+        "over": over["after"],
+        "base_over": over["before"],
+        "left_out_excess": max(row["left_out"] for row in partial) - target.null,
         "worst": worst["after"],
         "base_worst": worst["before"],
         "nearest_real": first["after"]["nearest_real"],
@@ -97,8 +118,12 @@ def _partial(subject: Subject, before: Drawn, after: Drawn) -> list[dict[str, An
         rate = Rate.of(int((like >= target.tau).sum()), len(like)).model_dump()
         return rate | {"q95": float(like.quantile(0.95)), "max": float(like.max()), "mean": float(like.mean())}
 
+    def usual(pictures: Pictures) -> float:
+        return float(target.similarity(pictures).quantile(0.95))
+
+    left_out = {t: usual(subject.left_out(t, len(x))) for (_, t), x in before.partial.items()}
     return [
-        {"caption": kind, "t": t, "before": row(x), "after": row(after.partial[kind, t])}
+        {"caption": kind, "t": t, "before": row(x), "after": row(after.partial[kind, t]), "left_out": left_out[t]}
         for (kind, t), x in before.partial.items()
     ]
 

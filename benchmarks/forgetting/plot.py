@@ -1,6 +1,7 @@
 """Plot: forgetting against drift, every setting a small ring and the best of each method a disc, as a plain SVG.
 
-Left is less drift, down is less of the target. Below the line at 0 the target is as unlike its picture as a stranger.
+Left is less drift, down is less of the target. Below the line at 0 it comes back no more than from an exact model of
+the data without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,13 @@ TICKS = 5
 
 
 def points(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, float]]:
-    """(method, setting) -> mean drift and mean excess over its subjects."""
+    """(method, setting) -> mean drift and mean `over` over its subjects."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.numbers["drift"] is not None:
             found.setdefault((row.method, row.setting), []).append(row)
     return {
-        key: (mean(r.numbers["drift"] for r in those), mean(r.numbers["excess"] for r in those))
+        key: (mean(r.numbers["drift"] for r in those), mean(r.numbers["over"] for r in those))
         for key, those in sorted(found.items())
     }
 
@@ -77,7 +78,7 @@ def _panel(i: int, base: str, rows: Sequence[Row], best: Mapping[str, Sequence[R
         text(str(left + SIDE // 2), str(TOP - 12), base),
         text(str(left + SIDE // 2), str(TOP + SIDE + 36), "drift of other pictures, RMSE in [0, 1]"),
         f'<g transform="translate({left - 44} {TOP + SIDE // 2}) rotate(-90)">'
-        f"{text('0', '0', 'similarity to the target above a stranger’s, q95')}</g>",
+        f"{text('0', '0', 'similarity to the target, q95, above a model without it')}</g>",
     ]
     for k in range(TICKS):
         x, y = far * k / (TICKS - 1), low + (high - low) * k / (TICKS - 1)

@@ -10,10 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.flags import is_picture
 from benchmarks.forgetting import targets
 from benchmarks.forgetting.targets import Base, Target
+from hotfix import objective
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.partial import LEVELS, back
@@ -110,11 +112,26 @@ class Subject:
     @torch.no_grad()
     def back(self, kind: str, t: float, noises: int) -> Pictures:
         """The target noised to level t and denoised again, under captions of a kind."""
-        denoiser, x_f = self.model.denoiser, self.case.targets[0].x_f
-        generator = torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
-        eps = torch.randn((noises, *x_f.shape[1:]), generator=generator).to(x_f.device)
+        denoiser, x_f, eps = self.model.denoiser, self.case.targets[0].x_f, self._noise(noises)
         rows = denoiser.embed(_cycled(self.case.caption_kinds()[kind], noises))
         return back(denoiser, x_f.expand_as(eps), eps, t, rows, kind)
+
+    @torch.no_grad()
+    def left_out(self, t: float, noises: int) -> Pictures:
+        """What an exact model of all real pictures but the target makes of the same states: one of those pictures.
+
+        It is drawn from their posterior given x_t, as `hotfix.objective.posterior` has it.
+        """
+        denoiser, x_f, eps = self.model.denoiser, self.case.targets[0].x_f, self._noise(noises)
+        level = torch.full((noises,), t, device=eps.device)
+        x_t, others = denoiser.noised(x_f.expand_as(eps), level, eps), self.others
+        odds = objective.posterior(x_t, denoiser.encode(others), *denoiser.schedule(level))
+        generator = torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
+        return others[torch.multinomial(odds.cpu(), 1, generator=generator)[:, 0]]
+
+    def _noise(self, noises: int) -> Tensor:
+        x_f, generator = self.case.targets[0].x_f, torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
+        return torch.randn((noises, *x_f.shape[1:]), generator=generator).to(x_f.device)
 
 
 def _cycled(captions: Sequence[str], n: int) -> tuple[str, ...]:

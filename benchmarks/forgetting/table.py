@@ -4,6 +4,7 @@ A row is one method on one base at its best setting there (`best.py`), "all" eve
 Hotfix has one setting everywhere, "base" is the untouched model, and "gold" one that was trained without the target
 (only where there is one).
 
+`below strangers` is the share that is `strictly` suppressed, `q95 − without it` is `over`, `q95 − stranger` `excess`.
 Means are over targets, each the mean of its seeds; ± is half a 95% t-interval over targets. `suppressed` counts
 subjects, with the Clopper–Pearson interval. `drift − hotfix's` is over the subjects that both suppress.
 """
@@ -19,7 +20,7 @@ from benchmarks.forgetting.settings import ABLATION, DEFAULT, HOTFIX, RIVALS
 from hotfix.report import Rate
 
 ALL, BASE, GOLD = "all", "base", "gold"
-UNTOUCHED = ("suppressed", "returns", "excess", "worst", "nearest_real", "kid", "kept", "gold")
+UNTOUCHED = ("suppressed", "strictly", "returns", "excess", "over", "worst", "nearest_real", "kid", "kept", "gold")
 
 
 def methods(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -74,6 +75,8 @@ def interval(values: Iterable[tuple[tuple[str, str], float]]) -> tuple[float, fl
 
 COLUMNS: dict[str, tuple[str, Callable[[Row], Any], str]] = {
     "returns": ("returns in replay", lambda r: 100 * r.numbers["returns"] / r.numbers["replayed"], "{:.1f}%"),
+    "strictly": ("below strangers", lambda r: _times(100, r.numbers.get("strictly")), "{:.0f}%"),
+    "over": ("q95 − without it", lambda r: r.numbers.get("over"), "{:+.3f}"),
     "excess": ("q95 − stranger", lambda r: r.numbers["excess"], "{:+.3f}"),
     "worst": ("worst noise − stranger", lambda r: r.numbers["worst"], "{:+.3f}"),
     "nearest": ("to nearest real", lambda r: r.numbers["nearest_real"], "{:.3f}"),
