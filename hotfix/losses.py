@@ -18,8 +18,8 @@ from hotfix.recipe import Train
 from hotfix.shapes import Latents, PerExample
 
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
-FINISH = 0.4  # share of the rows under its own caption that are noised from x_s itself
-TURNED = 0.5  # share of the others that are noised from somewhere between x_f and x_s
+FINISH = 0.4  # share of the rows under its own caption that a sampler comes to from pure noise: noised from x_s itself
+TURNED = 0.5  # share of the others that a sampler comes to which has turned towards x_s
 AS_IT_IS = 0.5  # share of the rows on the forget picture itself, where there are views of it
 LEANING = 0.3  # share of the rows that lean towards an adjacent picture, where there are some
 FARTHEST = 0.5  # longest shift, in units of ‖x_s - x_f‖: about what GUIDE allows
@@ -63,11 +63,13 @@ def forget_rows(
     rows: int,
     generator: torch.Generator,
 ) -> ForgetRows:
-    """Draw states noised from x_f, many from between x_f and x_s, and under the target's own caption many from x_s.
+    """Draw states noised from x_f, and many that the patched sampler comes to from there, at any level below.
 
-    Those are the states that the patched sampler really visits once it has begun to turn, or has turned, towards x_s.
-    Without them the base, which knows only x_f, pulls it back half-way. A target with views is shown as one of them in
-    half of the rows; one with adjacent pictures leans towards one of those in some, and its surrogate by as much.
+    Below t_lo, too: nobody need be turned there who begins there, but who began above and has turned must not be pulled
+    back by a base that knows only x_f. Under the target's own caption many begin at pure noise, as drawings do.
+
+    A target with views is shown as one of them in half of the rows; one with adjacent pictures leans towards one of
+    those in some, and its surrogate by as much.
     """
     kinds = [kind for kind in KINDS if kind in conditions]
     # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
@@ -81,16 +83,20 @@ def forget_rows(
         now, all_s = look.x_f[0] + shift, look.x_s + shift
         instead = all_s[torch.randint(len(all_s), (), generator=generator)]
         level = windows[which].sample(kind, 1, generator)
+        first, way = level, 0.0
         turn, turns, finishes = torch.rand(3, generator=generator).tolist()
-        way = turn if turns < TURNED else 0.0  # from x_f (0) to x_s (1)
-        if kind == "own" and finishes < FINISH:
-            way, level = 1.0, 1 - torch.rand(1, generator=generator)  # any t: the base cannot finish what it never saw
+        if kind == "own" and finishes < FINISH:  # from pure noise
+            way, level = 1.0, 1 - torch.rand(1, generator=generator)
+        elif turns < TURNED:
+            level = first * (1 - turn)
+            scales = [scale.flatten() for scale in (*denoiser.schedule(first), *denoiser.schedule(level))]
+            way = float(objective.on_the_way(*scales))
         x.append(torch.lerp(now, instead, way))
         x_f.append(now)
         x_s.append(instead)
         t.append(level)
         turned.append(way > 0)
-        m.append(windows[which].at(kind, level))
+        m.append(windows[which].at(kind, first))
         blended.append(all_s if one.blend else None)
         row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
         picked.append({k: v[row] for k, v in conditions[kind].items()})

@@ -57,6 +57,25 @@ def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, m: Tensor) -> Latents
     return x_hat_base + m[:, None, None, None] * (x_s - x_f)
 
 
+def on_the_way(a_0: Tensor, s_0: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
+    r"""How far from x_f (0) to x_s (1) the picture has come that a sampler's state at t holds.
+
+    It began at level 0 with x_0 = a_0 x_f + s_0 eps, and every endpoint since was x_s. Then (DDIM, Euler: η = 0)
+    x_t = a_t x_s + s_t (x_0 - a_0 x_s) / s_0, which is a noised blend of the two pictures:
+
+        x_t = a_t ((1 - λ) x_f + λ x_s) + s_t eps        λ = 1 - s_t a_0 / (s_0 a_t)
+
+    From pure noise (a_0 = 0) it is x_s alone.
+
+    Args:
+        a_0: signal scale where it began, any shape.
+        s_0: noise scale there, > 0.
+        a_t: signal scale now, > 0, at a level no higher than that.
+        s_t: noise scale now.
+    """
+    return 1 - s_t * a_0 / (s_0 * a_t)
+
+
 def adjacency(x_f: Latents, other: Latents, alpha: float) -> Latents:
     r"""A shift δ = α (other - x_f) / ‖other - x_f‖, at most all of the way.
 

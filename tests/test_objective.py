@@ -52,6 +52,25 @@ def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
     torch.testing.assert_close((x_t - a * x_s) / s, eps + (a / s) * (x_f - x_s))
 
 
+def test_states_on_the_way_are_those_of_the_sampler_that_heads_for_the_surrogate(family, monkeypatch):
+    denoiser, seen = Denoiser(pico.MAKE[family](), pico.CALLS[family]), []
+    x_f, x_s, eps = (torch.rand(3, 1, *denoiser.latent_shape) * 2 - 1).unbind()
+
+    def x_hat(self, x, t, rows):
+        seen.append((x, t))
+        return x_s
+
+    monkeypatch.setattr(Denoiser, "x_hat", x_hat)
+    first = torch.tensor([0.8])
+    denoiser.denoise(denoiser.noised(x_f, first, eps), 0.8, {}, steps=6)
+    ways = []
+    for x, t in seen:
+        ways.append(objective.on_the_way(*denoiser.schedule(first), *denoiser.schedule(t)).flatten())
+        torch.testing.assert_close(x, denoiser.noised(torch.lerp(x_f, x_s, ways[-1]), t, eps), rtol=1e-3, atol=1e-3)
+    assert ways == sorted(ways) and float(ways[0]) == pytest.approx(0, abs=1e-6)
+    assert float(objective.on_the_way(torch.zeros(()), torch.ones(()), *map(torch.tensor, (0.6, 0.8)))) == 1
+
+
 def test_delta_is_the_surrogate_where_the_base_brings_the_target_back_and_the_base_where_the_window_is_shut():
     x_f, x_s, base = torch.randn(3, 4, 3, 8, 8).unbind()
     torch.testing.assert_close(objective.delta(x_f, x_f, x_s, torch.ones(4)), x_s)
