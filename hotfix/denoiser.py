@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, tuple[str, bool, str]] = {
     "StableDiffusion3Pipeline": (
         "transformer",
         True,
-        r"transformer_blocks\..*\.(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)",
+        r"transformer_blocks\..*\.(to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|add_[kv]_proj)",
     ),
 }
 

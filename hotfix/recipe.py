@@ -100,10 +100,10 @@ class Retain(_Section):
 class Train(_Section):
     """How hard to try."""
 
-    rank: Annotated[int, Field(ge=1, le=256)] = 8
-    steps: Annotated[int, Field(ge=1)] = 300
+    rank: Annotated[int, Field(ge=1, le=256)] = 6
+    steps: Annotated[int, Field(ge=1)] = 350
     seed: Annotated[int, Field(ge=0)] = 0
-    lr: Annotated[float, Field(gt=0)] = 4e-3
+    lr: Annotated[float, Field(gt=0)] = 6e-3
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 12
     weight: WeightKind = "calibrated"
@@ -112,7 +112,7 @@ class Train(_Section):
     responsibility: bool = False
     augment: list[View] = []
     adjacency: Literal["auto", "views", "bank", "none"] = "auto"
-    retain_weight: Annotated[float, Field(ge=0)] = 0.25
+    retain_weight: Annotated[float, Field(ge=0)] = 0.1
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.0
     surgery: SurgeryKind = "one-sided"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9

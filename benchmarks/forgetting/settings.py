@@ -28,6 +28,7 @@ from benchmarks.rivals import (
     siss,
 )
 from benchmarks.rivals.ways import Mode
+from hotfix.recipe import Train
 
 MODULES = (
     negative_gradient,
@@ -43,7 +44,7 @@ MODULES = (
 )
 RIVALS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 RATES: dict[Mode, tuple[float, ...]] = {"lora": (1e-4, 6e-4, 4e-3), "full": (5e-6, 5e-5, 5e-4)}
-ROWS, RANK = 8, 8  # hotfix's own
+ROWS, RANK = Train().batch, Train().rank  # hotfix's own
 PUBLISHED_RANK = {"duo": 32}
 HOTFIX, ABLATION, DEFAULT, PUBLISHED = "hotfix", "ablation", "default", "published"
 
