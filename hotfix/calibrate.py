@@ -65,9 +65,9 @@ def chosen(
         case "soft":
             m = curves.soft(t, *window)
         case "min-snr":
-            m = curves.min_snr(a_t, s_t)
+            m = curves.min_snr(a_t, s_t) / denoiser.weight(t)
         case "p2":
-            m = curves.p2(a_t, s_t)
+            m = curves.p2(a_t, s_t) / denoiser.weight(t)
         case _:
             m = torch.ones_like(t)
     m = m / m.max().clamp_min(1e-12) * (t >= t_lo)

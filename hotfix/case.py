@@ -66,6 +66,11 @@ class Case:
         """The pictures of the bank that are not the target."""
         return self.retain[~self.twins]
 
+    @property
+    def x_strangers(self) -> Latents:
+        """Their latents."""
+        return self.x_r[~self.twins.to(self.x_r.device)]
+
     def caption_kinds(self) -> dict[str, list[str]]:
         """The captions a target is tried under: its own (if there are any), none, and other pictures'."""
         others = sorted(set(self.retain_captions) - {""})

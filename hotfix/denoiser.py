@@ -108,6 +108,20 @@ class Denoiser:
             a, s = abar.sqrt(), (1 - abar).sqrt()
         return a[:, None, None, None], s[:, None, None, None]
 
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight w_t at which an endpoint error is s_t² times the squared error of the prediction, (B,).
+
+        Bounded at both ends whatever the network predicts: a_t² for ε, 1 for v and velocities, s_t² for samples.
+        """
+        a, s = (scale.flatten() for scale in self.schedule(t))
+        match "flow" if self.flow else self.pipe.scheduler.config.prediction_type:
+            case "epsilon":
+                return a.square().clamp_min(1e-8)
+            case "sample":
+                return s.square().clamp_min(1e-8)
+            case _:
+                return torch.ones_like(t)
+
     def _index(self, t: Tensor) -> Tensor:
         last = self.pipe.scheduler.config.num_train_timesteps - 1
         return (t * last).round().long().clamp(0, last)

@@ -26,7 +26,7 @@ def error(denoiser: Denoiser, pictures: Pictures, seed: int) -> PerExample:
     """How badly the base brings pictures back from noise: mean over t of a_t² ‖x_hat(x_t) - x‖², without a caption.
 
     Small where the base could have drawn the picture: the likelihood bound of diffusion models, with the weight of
-    `objective.endpoint`. Every picture meets the same noise. It sees noise, seams and colours of no picture; a blurred
+    the ε-loss times s_t². Every picture meets the same noise. It sees noise, seams and colours of no picture; a blurred
     picture it takes for a likely one.
 
     Args:
@@ -43,7 +43,7 @@ def error(denoiser: Denoiser, pictures: Pictures, seed: int) -> PerExample:
         for level, eps in zip(LEVELS, noises, strict=True):
             t = torch.full((len(x),), level, device=x.device)
             x_hat = denoiser.x_hat(denoiser.noised(x, t, eps), t, rows)
-            total += objective.endpoint(x_hat, x, denoiser.schedule(t)[0]) / len(LEVELS)
+            total += objective.endpoint(x_hat, x, denoiser.schedule(t)[0].flatten().square()) / len(LEVELS)
         errors.append(total.cpu())
     return torch.cat(errors)
 

@@ -147,7 +147,7 @@ def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRo
             moved = objective.delta(base, rows.x_f, target, rows.m)
             turned = rows.turned[:, None, None, None]  # such a state has x_s in it already
             target = torch.where(turned, target, moved)
-    loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, a_t)
+    loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, denoiser.weight(rows.t))
     if options.responsibility:
         own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)
         loss = loss * torch.where(rows.turned, 1.0, own)

@@ -11,22 +11,22 @@ from torch import Tensor
 from hotfix.shapes import Latents, PerExample
 
 
-def endpoint(x_hat: Latents, target: Latents, a_t: Tensor) -> PerExample:
-    r"""Squared endpoint error with the weight that stays bounded at both ends of the schedule, one number per example.
+def endpoint(x_hat: Latents, target: Latents, w: Tensor) -> PerExample:
+    r"""Squared endpoint error with a weight, one number per example: w_t · mean (x_hat - target)².
 
-        a_t² · mean (x_hat - target)²   =   s_t² · mean (eps_hat - eps_target)²
-
-    In ε-space the same error carries (a_t/s_t)² and diverges at low noise; in flow space 1/s_t². With target = x_s
-    this is the forget loss, with target = x_hat of the unpatched model the retain loss.
+    With target = x_s and w_t = s_t² (∂out/∂x_hat)² this is the forget loss: s_t² times the squared error of what the
+    network puts out. Out of the same error ε-space makes (a_t/s_t)² and flow space 1/s_t², which diverge at low noise;
+    s_t² takes that back, and leaves the highest noise levels their say: a_t² ‖x_hat - x_s‖² for ε, 1 ‖x_hat - x_s‖²
+    for v and velocities.
 
     Args:
         x_hat: predicted endpoints, shape (B, C, H, W).
         target: endpoints to head for, same shape; carries no gradient.
-        a_t: signal scale of each row, shape (B,) or (B, 1, 1, 1).
+        w: weight of each row, shape (B,); `hotfix.denoiser.Denoiser.weight` for the forget loss.
 
     Source: endpoint replacement after Lee et al. 2026, arXiv:2603.10445; the weight is ours (docs/method.md).
     """
-    return a_t.flatten().square() * (x_hat - target).square().mean(dim=(1, 2, 3))
+    return w * (x_hat - target).square().mean(dim=(1, 2, 3))
 
 
 def distil(out: Latents, teacher: Latents) -> PerExample:
@@ -117,6 +117,22 @@ def posterior_mean(x_t: Latents, x: Latents, a_t: Tensor, s_t: Tensor) -> Latent
     At low noise that is the nearest of them, at pure noise their mean. Arguments as for `posterior`.
     """
     return torch.einsum("bn,nchw->bchw", posterior(x_t, x, a_t, s_t), x)
+
+
+def left_out(odds: Tensor, like: Tensor, share: float = 0.95) -> float:
+    r"""A quantile of what a model of some pictures alone would draw: of `like`, weighted by the posterior.
+
+    Where x_f is noised and is not among the pictures, this is how alike to x_f the drawings of an exact model are that
+    never saw it. Nothing that draws like the data can do with less.
+
+    Args:
+        odds: posterior of every noisy state, shape (B, N), each row adding up to 1.
+        like: similarity to x_f of every picture, shape (N,), or (B, N) where it depends on the state.
+        share: of the draws that lie below, in (0, 1).
+    """
+    like, order = like.expand_as(odds).flatten().sort()
+    below = (odds.flatten()[order] / len(odds)).cumsum(dim=0)
+    return float(like[int((below < share).sum().clamp(max=len(like) - 1))])
 
 
 def responsibility(x_t: Latents, x_f: Latents, x_r: Latents, a_t: Tensor, s_t: Tensor) -> PerExample:

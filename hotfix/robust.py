@@ -58,7 +58,7 @@ def attack_loss(denoiser: Denoiser, rows: ForgetRows, generator: torch.Generator
     eps = torch.randn(rows.x_f.shape, generator=generator).to(rows.x_f.device)
     a_t, _ = denoiser.schedule(t)
     x_hat = denoiser.x_hat(denoiser.noised(rows.x_f, t, eps), t, rows.condition)
-    return objective.endpoint(x_hat, rows.x_f, a_t)
+    return objective.endpoint(x_hat, rows.x_f, a_t.flatten().square())
 
 
 def relearned(

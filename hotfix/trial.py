@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from hotfix import objective
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.shapes import Picture, Pictures
+from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import nearest
 
 NOISES = 12  # for every kind of caption and level
@@ -31,6 +32,7 @@ def trial(
     denoiser: Denoiser,
     target: Target,
     strangers: Pictures,
+    x_strangers: Latents,
     conditions: Mapping[str, Mapping[str, Tensor]],
     window: Window,
     seed: int,
@@ -38,19 +40,29 @@ def trial(
     """Whether the target and its views pass; a trial ends at its first failure, so that early ones cost little.
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
-    below the stranger's 99th by a margin; and, from pure noise under the target's own caption, 95% of the pictures must
-    be nearest to a surrogate, four fifths of the way there on average. A drawing that is nearer to a stranger than to
-    x_f or x_s is that stranger, however alike the two are: from high noise a green flag may rightly become another
-    green flag. Where the target has views, they and the picture itself are noised in turn, and each drawing is compared
-    with the one that it came from.
+    below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
+    surrogate, four fifths of the way there on average. The bar is the stranger's 99th percentile less a margin, or
+    where that is higher the 95th of what an exact model of strangers and surrogates would draw from the same states:
+    from high noise a green flag may rightly become another green flag. Where the target has views, they and the
+    picture itself are noised in turn, and each drawing is compared with the one that it came from.
+
+    Args:
+        denoiser: with the patch that is tried.
+        target: what must not come out.
+        strangers: pictures that may.
+        x_strangers: their latents.
+        conditions: kind of caption -> condition rows.
+        window: for its t_lo.
+        seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
     looks = (target, *target.views)
     turn = torch.arange(NOISES) % len(looks)
     x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
     surrogates = torch.cat([look.surrogates for look in looks])
-    known = torch.cat([surrogates, torch.stack([look.picture for look in looks]), strangers])
+    instead, x_instead = torch.cat([surrogates, strangers]), torch.cat([*(look.x_s for look in looks), x_strangers])
     usual = torch.tensor([look.null for look in looks])[turn]
+    allowed = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
     low = max(window.t_lo, LOWEST)
     high = max(low, HIGHEST)
     levels = [high, (low + high) / 2, low]
@@ -63,15 +75,16 @@ def trial(
             guidance = denoiser.guidance if kind == "own" else 1.0
             clean = denoiser.denoise(x_t, level, rows, steps=math.ceil(STEPS * level), guidance=guidance)
             drawn = denoiser.decode(clean).cpu()
-            row = nearest(drawn, known)
             like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
-            like = like.where(row < len(surrogates) + len(looks), -1.0)
-            passed = float((like - usual).quantile(0.95)) <= -MARGIN
-            if kind == "own" and level == 1.0:
-                instead = float((row < len(surrogates)).float().mean())
-                passed &= instead >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
-            if not passed:
+            odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
+            bar = max(-MARGIN, objective.left_out(odds, allowed))
+            if float((like - usual).quantile(0.95)) > bar:
                 return False
+            if kind == "own" and level == 1.0:
+                known = torch.cat([instead, torch.stack([look.picture for look in looks])])
+                turned = float((nearest(drawn, known) < len(surrogates)).float().mean())
+                if turned < INSTEAD or _left(drawn, surrogates, target.picture) > LEFT:
+                    return False
     return True
 
 

@@ -1,8 +1,7 @@
 r"""How often each noise level is trained on, for those who would rather choose than measure (hotfix/calibrate.py).
 
-Every curve is a density over t for rows of the loss a_t² ‖x_hat - target‖² = s_t² ‖eps_hat - eps_target‖². A weight
-w(t) that a paper puts on the ε-loss is therefore w / s_t² here, whatever the model predicts. Levels are sampled in
-proportion to it; the rows themselves carry no second weight.
+Every curve is a weight on the endpoint error ‖x_hat - target‖² = (s_t²/a_t²) ‖eps_hat - eps_target‖². Levels are
+sampled in proportion to it, divided by the weight that the rows carry themselves (`Denoiser.weight`).
 """
 
 import torch
@@ -26,19 +25,16 @@ def soft(t: Tensor, low: float, high: float) -> Tensor:
 
 
 def min_snr(a_t: Tensor, s_t: Tensor) -> Tensor:
-    """min(SNR, γ) / SNR on the ε-loss, with SNR = a_t²/s_t².
+    """min(SNR, γ), with SNR = a_t²/s_t².
 
-    Source: Hang et al. 2023, arXiv:2303.09556, equation for ε-prediction.
+    Source: Hang et al. 2023, arXiv:2303.09556, equation for x₀-prediction.
     """
-    s2 = s_t.clamp_min(1e-4).square()
-    snr = a_t.square() / s2
-    return (GAMMA / snr.clamp_min(1e-12)).clamp(max=1) / s2
+    return (a_t / s_t.clamp_min(1e-4)).square().clamp(max=GAMMA)
 
 
 def p2(a_t: Tensor, s_t: Tensor) -> Tensor:
-    """1 / (1 + SNR) on the ε-loss. For a variance-preserving schedule that is uniform here: 1 / (1 + SNR) = s_t².
+    """SNR / (1 + SNR): 1 / (1 + SNR) on the ε-loss. For a variance-preserving schedule that is a_t².
 
     Source: Choi et al. 2022, arXiv:2204.00227, with k = γ = 1.
     """
-    s2 = s_t.clamp_min(1e-4).square()
-    return 1 / (s2 + a_t.square())
+    return a_t.square() / (s_t.square() + a_t.square())

@@ -219,7 +219,7 @@ def test_a_trial_is_passed_only_if_every_view_passes(tmp_path):
     anything = torch.full((1, 3, pico.SIDE, pico.SIDE), 50.0)  # a stranger that nothing is near
 
     def passed(*views):
-        return trial(denoiser, replace(never, views=views), anything, {"empty": {}}, window, 0)
+        return trial(denoiser, replace(never, views=views), anything, anything, {"empty": {}}, window, 0)
 
     assert passed() and passed(never, never)
     assert not passed(never, always)

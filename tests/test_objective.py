@@ -31,7 +31,7 @@ def test_equals_the_epsilon_loss_with_its_bounded_weight(prediction):
         x_hat = denoiser.x_hat(x_t, t, {})
     eps_hat, eps_s = (x_t - a * x_hat) / s, (x_t - a * x_s) / s
     in_eps = s.flatten() ** 2 * (eps_hat - eps_s).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(objective.endpoint(x_hat, x_s, a), in_eps, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(objective.endpoint(x_hat, x_s, a.flatten() ** 2), in_eps, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -69,6 +69,14 @@ def test_states_on_the_way_are_those_of_the_sampler_that_heads_for_the_surrogate
         torch.testing.assert_close(x, denoiser.noised(torch.lerp(x_f, x_s, ways[-1]), t, eps), rtol=1e-3, atol=1e-3)
     assert ways == sorted(ways) and float(ways[0]) == pytest.approx(0, abs=1e-6)
     assert float(objective.on_the_way(torch.zeros(()), torch.ones(()), *map(torch.tensor, (0.6, 0.8)))) == 1
+
+
+def test_an_exact_model_draws_each_picture_as_often_as_the_posterior_says():
+    like = torch.tensor([0.9, 0.1, 0.5])
+    assert objective.left_out(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5]]), like) == pytest.approx(0.5)
+    assert objective.left_out(torch.tensor([[0.02, 0.98, 0.0]]), like) == pytest.approx(0.1)
+    assert objective.left_out(torch.tensor([[0.06, 0.94, 0.0]]), like) == pytest.approx(0.9)
+    assert objective.left_out(torch.eye(2), torch.tensor([[0.2, 1.0], [1.0, 0.3]])) == pytest.approx(0.3)
 
 
 def test_delta_is_the_surrogate_where_the_base_brings_the_target_back_and_the_base_where_the_window_is_shut():
