@@ -99,7 +99,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
         "responsibility": (True,),
         "surgery": ("none", "two-sided", "per-tensor", "orthogonal"),
         "ema": (0.0,),
-        "retain_weight": (0.0, 1.0),
+        "retain_weight": (0.0, 0.1),
         "dual_rate": (0.5,),
         "rank": (1, 4, 16, 64),
     }
