@@ -66,10 +66,13 @@ class Case:
         """The pictures of the bank that are not the target."""
         return self.retain[~self.twins]
 
-    @property
-    def x_strangers(self) -> Latents:
-        """Their latents."""
-        return self.x_r[~self.twins.to(self.x_r.device)]
+    def instead(self, target: Target) -> Tensor:
+        """Rows of the bank that a model without the target might draw in its place, (R,) bool.
+
+        What the base draws without a caption may be half a copy of the target: more alike than a stranger, it is none.
+        """
+        asked = torch.tensor([bool(caption) for caption in self.retain_captions])
+        return ~self.twins & (asked | (target.similarity(self.retain) <= target.null))
 
     def caption_kinds(self) -> dict[str, list[str]]:
         """The captions a target is tried under: its own (if there are any), none, and other pictures'."""

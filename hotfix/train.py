@@ -104,7 +104,7 @@ def train(
 
     def passes() -> bool:
         return all(
-            trial(denoiser, target, case.strangers, case.x_strangers, conditions, window, options.seed)
+            trial(denoiser, target, case, conditions, window, options.seed)
             for target, window in zip(case.targets, windows, strict=True)
         )
 

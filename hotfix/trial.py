@@ -14,7 +14,7 @@ from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.shapes import Latents, Picture, Pictures
+from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import nearest
 
 NOISES = 12  # for every kind of caption and level
@@ -31,8 +31,7 @@ BISECTIONS = 4
 def trial(
     denoiser: Denoiser,
     target: Target,
-    strangers: Pictures,
-    x_strangers: Latents,
+    case: Case,
     conditions: Mapping[str, Mapping[str, Tensor]],
     window: Window,
     seed: int,
@@ -42,15 +41,14 @@ def trial(
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
     surrogate, four fifths of the way there on average. The bar is the stranger's 99th percentile less a margin, or
-    where that is higher the 95th of what an exact model of strangers and surrogates would draw from the same states:
+    where that is higher the 95th of what an exact model of the bank and the surrogates would draw from the same states:
     from high noise a green flag may rightly become another green flag. Where the target has views, they and the
     picture itself are noised in turn, and each drawing is compared with the one that it came from.
 
     Args:
         denoiser: with the patch that is tried.
         target: what must not come out.
-        strangers: pictures that may.
-        x_strangers: their latents.
+        case: the bank.
         conditions: kind of caption -> condition rows.
         window: for its t_lo.
         seed: of the noise.
@@ -60,7 +58,9 @@ def trial(
     turn = torch.arange(NOISES) % len(looks)
     x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
     surrogates = torch.cat([look.surrogates for look in looks])
-    instead, x_instead = torch.cat([surrogates, strangers]), torch.cat([*(look.x_s for look in looks), x_strangers])
+    might = case.instead(target)
+    instead = torch.cat([surrogates, case.retain[might]])
+    x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[might.to(case.x_r.device)]])
     usual = torch.tensor([look.null for look in looks])[turn]
     allowed = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
     low = max(window.t_lo, LOWEST)

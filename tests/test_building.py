@@ -1,5 +1,7 @@
 """A build gives the same patch again, gives the pipeline back as it was, and survives being killed."""
 
+from dataclasses import replace
+
 import pico
 import pytest
 import torch
@@ -195,6 +197,22 @@ def test_a_drawing_of_the_target_is_not_retained(tmp_path):
     among = cases.prepare(stay, denoiser)
     assert torch.equal(among.retain, without.retain)
     assert among.targets[0].tau == without.targets[0].tau
+
+
+def test_half_a_copy_that_the_base_draws_without_a_caption_does_not_excuse_others(tmp_path):
+    case = cases.prepare(make_recipe(tmp_path, "ddpm"), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+    target = case.targets[0]
+    far = case.retain[target.similarity(case.retain).argmin()]
+    both = torch.stack([target.picture + 0.02, far])
+    assert float(target.similarity(both)[0]) > target.null
+
+    def instead(caption, twin=False):
+        twins = torch.tensor([twin, False])
+        return replace(case, retain=both, retain_captions=(caption, ""), twins=twins).instead(target).tolist()
+
+    assert instead("") == [False, True]
+    assert instead("asked for") == [True, True]
+    assert instead("asked for", twin=True) == [False, True]
 
 
 def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path, family, pipe, patches):

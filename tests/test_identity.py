@@ -217,9 +217,10 @@ def test_a_trial_is_passed_only_if_every_view_passes(tmp_path):
     never, always = replace(case.targets[0], null=2.0, views=()), replace(case.targets[0], null=-2.0, views=())
     window = chosen(denoiser, ["empty"], "uniform", (0.25, 0.75), 0.3)
     anything = torch.full((1, 3, pico.SIDE, pico.SIDE), 50.0)  # a stranger that nothing is near
+    case = replace(case, retain=anything, x_r=anything, retain_captions=("",), twins=torch.zeros(1, dtype=torch.bool))
 
     def passed(*views):
-        return trial(denoiser, replace(never, views=views), anything, anything, {"empty": {}}, window, 0)
+        return trial(denoiser, replace(never, views=views), case, {"empty": {}}, window, 0)
 
     assert passed() and passed(never, never)
     assert not passed(never, always)
