@@ -118,10 +118,7 @@ def _partial(subject: Subject, before: Drawn, after: Drawn) -> list[dict[str, An
         rate = Rate.of(int((like >= target.tau).sum()), len(like)).model_dump()
         return rate | {"q95": float(like.quantile(0.95)), "max": float(like.max()), "mean": float(like.mean())}
 
-    def usual(pictures: Pictures) -> float:
-        return float(target.similarity(pictures).quantile(0.95))
-
-    left_out = {t: usual(subject.left_out(t, len(x))) for (_, t), x in before.partial.items()}
+    left_out = {t: subject.left_out(t, len(x)) for (_, t), x in before.partial.items()}
     return [
         {"caption": kind, "t": t, "before": row(x), "after": row(after.partial[kind, t]), "left_out": left_out[t]}
         for (kind, t), x in before.partial.items()

@@ -100,7 +100,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
         "surgery": ("none", "two-sided", "per-tensor", "orthogonal"),
         "ema": (0.0,),
         "retain_weight": (0.0, 0.1),
-        "dual_rate": (0.5,),
+        "dual_rate": (0.0,),
         "rank": (1, 4, 16, 64),
     }
     found = {f"{key}={value}": {"train": {key: value}} for key, values in train.items() for value in values}
