@@ -100,6 +100,22 @@ def posterior_mean(x_t: Latents, x: Latents, a_t: Tensor, s_t: Tensor) -> Latent
     return torch.einsum("bn,nchw->bchw", posterior(x_t, x, a_t, s_t), x)
 
 
+def left_out(odds: Tensor, like: Tensor, share: float = 0.95) -> float:
+    r"""A quantile of what a model of some pictures alone would draw: of `like`, weighted by the posterior.
+
+    Where x_f is noised and is not among the pictures, this is how alike to x_f the drawings of an exact model are that
+    never saw it. Nothing that draws like the data can do with less.
+
+    Args:
+        odds: posterior of every noisy state, shape (B, N), each row adding up to 1.
+        like: similarity to x_f of every picture, shape (N,), or (B, N) where it depends on the state.
+        share: of the draws that lie below, in (0, 1).
+    """
+    like, order = like.expand_as(odds).flatten().sort()
+    below = (odds.flatten()[order] / len(odds)).cumsum(dim=0)
+    return float(like[int((below < share).sum().clamp(max=len(like) - 1))])
+
+
 def responsibility(x_t: Latents, x_f: Latents, x_r: Latents, a_t: Tensor, s_t: Tensor) -> PerExample:
     """How likely each state came from its forget picture x_f (B, C, H, W) rather than from a retain picture x_r."""
     rows = zip(x_t.split(1), x_f.split(1), a_t.flatten().split(1), s_t.flatten().split(1), strict=True)

@@ -52,6 +52,14 @@ def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
     torch.testing.assert_close((x_t - a * x_s) / s, eps + (a / s) * (x_f - x_s))
 
 
+def test_an_exact_model_draws_each_picture_as_often_as_the_posterior_says():
+    like = torch.tensor([0.9, 0.1, 0.5])
+    assert objective.left_out(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5]]), like) == pytest.approx(0.5)
+    assert objective.left_out(torch.tensor([[0.02, 0.98, 0.0]]), like) == pytest.approx(0.1)
+    assert objective.left_out(torch.tensor([[0.06, 0.94, 0.0]]), like) == pytest.approx(0.9)
+    assert objective.left_out(torch.eye(2), torch.tensor([[0.2, 1.0], [1.0, 0.3]])) == pytest.approx(0.3)
+
+
 def test_delta_is_the_surrogate_where_the_base_brings_the_target_back_and_the_base_where_the_window_is_shut():
     x_f, x_s, base = torch.randn(3, 4, 3, 8, 8).unbind()
     torch.testing.assert_close(objective.delta(x_f, x_f, x_s, torch.ones(4)), x_s)

@@ -117,17 +117,16 @@ class Subject:
         return back(denoiser, x_f.expand_as(eps), eps, t, rows, kind)
 
     @torch.no_grad()
-    def left_out(self, t: float, noises: int) -> Pictures:
-        """What an exact model of all real pictures but the target makes of the same states: one of those pictures.
+    def left_out(self, t: float, noises: int) -> float:
+        """The 95th percentile of the similarity of what an exact model of all real pictures but the target would draw.
 
-        It is drawn from their posterior given x_t, as `hotfix.objective.posterior` has it.
+        From the same states, by the posterior that `hotfix.objective.left_out` describes.
         """
-        denoiser, x_f, eps = self.model.denoiser, self.case.targets[0].x_f, self._noise(noises)
+        denoiser, target, eps = self.model.denoiser, self.case.targets[0], self._noise(noises)
         level = torch.full((noises,), t, device=eps.device)
-        x_t, others = denoiser.noised(x_f.expand_as(eps), level, eps), self.others
-        odds = objective.posterior(x_t, denoiser.encode(others), *denoiser.schedule(level))
-        generator = torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
-        return others[torch.multinomial(odds.cpu(), 1, generator=generator)[:, 0]]
+        x_t, others = denoiser.noised(target.x_f.expand_as(eps), level, eps), self.others
+        odds = objective.posterior(x_t, denoiser.encode(others), *denoiser.schedule(level)).cpu()
+        return objective.left_out(odds, target.similarity(others))
 
     def _noise(self, noises: int) -> Tensor:
         x_f, generator = self.case.targets[0].x_f, torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
