@@ -69,7 +69,7 @@ class Surrogate(_Section):
 
     kind: Literal["files", "sdedit", "inpaint", "nearest", "posterior", "latent", "editor"] = "sdedit"
     images: list[str] = []
-    count: Annotated[int, Field(ge=1, le=16)] = 4
+    count: Annotated[int, Field(ge=1, le=16)] | None = None  # one; for a posterior mean, four
     mask: str = ""
     editor: Editor | None = None
 

@@ -34,19 +34,8 @@ from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 
 DIGITS = 6
-OF_GOLD = (
-    "suppressed",
-    "strictly",
-    "returns",
-    "excess",
-    "over",
-    "worst",
-    "nearest_real",
-    "kid",
-    "drift",
-    "ssim_lost",
-    "kept",
-)
+SCORES = ("suppressed", "strictly", "returns", "excess", "over", "worst", "nearest_real", "kid", "kept")
+CHANGES = ("drift", "ssim_lost")  # from the untouched base: its own are 0
 
 
 def measured(subject: Subject, before: Drawn, after: Drawn, gold: Drawn | None = None) -> dict[str, Any]:
@@ -95,7 +84,7 @@ def measured(subject: Subject, before: Drawn, after: Drawn, gold: Drawn | None =
     }
     if gold is not None:
         own, wanted = measured(subject, before, gold), torch.cat([gold.replays[kind] for kind in before.replays])
-        found |= {f"gold_{name}": own[name] for name in OF_GOLD}
+        found |= {f"gold_{name}": own[name] for name in (*SCORES, *CHANGES)}
         found |= {"gold": apart(pooled["after"], wanted), "base_gold": apart(pooled["before"], wanted)}
     return rounded(found)
 

@@ -15,12 +15,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.forgetting.best import Key, Row, best_settings
-from benchmarks.forgetting.measure import OF_GOLD
+from benchmarks.forgetting.measure import CHANGES, SCORES
 from benchmarks.forgetting.settings import ABLATION, DEFAULT, HOTFIX, RIVALS
 from hotfix.report import Rate
 
 ALL, BASE, GOLD = "all", "base", "gold"
-UNTOUCHED = ("suppressed", "strictly", "returns", "excess", "over", "worst", "nearest_real", "kid", "kept", "gold")
 
 
 def methods(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -46,13 +45,17 @@ def changes(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def untouched(row: Row) -> Row:
     """The base as it is, from what a unit measured before it changed anything."""
-    numbers = {name: row.numbers.get(f"base_{name}") for name in UNTOUCHED} | {"replayed": row.numbers["replayed"]}
-    return Row(row.base, row.target, row.seed, BASE, DEFAULT, numbers | {"drift": 0.0, "ssim_lost": 0.0})
+    numbers = {name: row.numbers.get(f"base_{name}") for name in (*SCORES, "gold")} | {
+        "replayed": row.numbers["replayed"]
+    }
+    return Row(row.base, row.target, row.seed, BASE, DEFAULT, numbers | dict.fromkeys(CHANGES, 0.0))
 
 
 def retrained(row: Row) -> Row:
     """The model that never saw the target, measured like any change of the base."""
-    numbers = {name: row.numbers[f"gold_{name}"] for name in OF_GOLD} | {"replayed": row.numbers["replayed"]}
+    numbers = {name: row.numbers[f"gold_{name}"] for name in (*SCORES, *CHANGES)} | {
+        "replayed": row.numbers["replayed"]
+    }
     return Row(row.base, row.target, row.seed, GOLD, DEFAULT, numbers | {"gold": 0.0})
 
 
