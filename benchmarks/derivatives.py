@@ -2,7 +2,7 @@
 
     python benchmarks/derivatives.py --threads 1 [-o benchmarks/results/derivatives.json]
 
-A run may be stopped: it goes on after the last derivative that it had measured.
+A run may be stopped: what was measured of a derivative is in dist/derivatives, and not measured again.
 
 The five published flag patches, all on at once, as built on `hotfix:flags`; the claim that is tested is Modular LoRA's
 (arXiv:2412.00357) for suppression: train it beside the base, and put it on what others have made of the base.
@@ -36,10 +36,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.flags import accuracy, real_flags  # noqa: E402
 from benchmarks.forgetting.distance import apart  # noqa: E402
+from benchmarks.kept import kept, write  # noqa: E402
 from benchmarks.rivals.prediction import target  # noqa: E402
 from benchmarks.suppression import Asked, Style, flags, plain, pooled, returns, suppressed  # noqa: E402
 from hotfix import beside, console  # noqa: E402
-from hotfix.container import write_atomically  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
 from hotfix.fold import delta  # noqa: E402
 from hotfix.lora import attached  # noqa: E402
@@ -224,25 +224,23 @@ def main() -> None:
         "patches": {patch.name: patch.id for patch in stack.patches},
         "sketch distance that Stack.check accepts": SAME,
     }
-    unfinished, done = args.out.with_suffix(".unfinished.json"), {}
-    if unfinished.exists() and (there := json.loads(unfinished.read_text()))["about"] == about:
-        done = there["derivatives"]
-    for name, (style, make) in made.items():
-        if name in done:
-            continue
-        console.say(name)
+
+    def numbers(style: Style, make: Callable[[], Weights]) -> dict[str, Any]:
         started, styles = time.process_time(), (plain,) if style is plain else (plain, style)
         asked = [
             Asked.of(recipe, patch.manifest.scope.t_lo, known[1], styles)
             for recipe, patch in zip(recipes, stack.patches, strict=True)
         ]
-        done[name] = measured(denoiser, stack, asked, make(), style, known, sizes)
-        done[name]["CPU seconds"] = round(time.process_time() - started)
+        found = measured(denoiser, stack, asked, make(), style, known, sizes)
+        return found | {"CPU seconds": round(time.process_time() - started)}
+
+    done = {}
+    for i, (name, made_so) in enumerate(made.items()):
+        console.say(name)
+        path = ROOT / "dist" / "derivatives" / f"{i}.json"
+        done[name] = kept(path, about | {"derivative": name}, partial(numbers, *made_so))
         console.say(json.dumps(done[name], indent=1))
-        write_atomically(unfinished, json.dumps({"about": about, "derivatives": done}, indent=1).encode())
-    date = datetime.now(UTC).strftime("%Y-%m-%d")
-    write_atomically(args.out, json.dumps({"date": date} | about | {"derivatives": done}, indent=1).encode() + b"\n")
-    unfinished.unlink()
+    write(args.out, {"date": datetime.now(UTC).strftime("%Y-%m-%d")} | about | {"derivatives": done})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from the same seeds of the bare base. They go into benchmarks/results/stacked.js
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -39,10 +39,10 @@ from benchmarks.forgetting import targets  # noqa: E402
 from benchmarks.forgetting.distance import apart  # noqa: E402
 from benchmarks.forgetting.targets import Base, Target  # noqa: E402
 from benchmarks.forgetting.training import with_changes  # noqa: E402
+from benchmarks.kept import kept, write  # noqa: E402
 from benchmarks.suppression import Asked, flags, pooled, returns, suppressed  # noqa: E402
 from hotfix import console  # noqa: E402
 from hotfix.building import build  # noqa: E402
-from hotfix.container import write_atomically  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
 from hotfix.errors import HotfixError, RecipeError  # noqa: E402
 from hotfix.patch import Patch  # noqa: E402
@@ -104,15 +104,6 @@ def patches(
             raise HotfixError(f"{path} was built otherwise", hint="name another folder: -o")
         made.append(patch)
     return made, refused
-
-
-def kept(path: Path, about: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-    """Numbers from their file, or measured and written to it; `about` says what they are of."""
-    if path.exists() and (found := json.loads(path.read_text()))["about"] == about:
-        return found["numbers"]
-    numbers = measure()
-    write_atomically(path, json.dumps({"about": about, "numbers": numbers}, indent=1).encode() + b"\n")
-    return numbers
 
 
 @dataclass(frozen=True)
@@ -231,7 +222,7 @@ def add(results: Path, about: Mapping[str, Any], way: str, found: Any) -> None:
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     machine = {"date": date, "torch": torch.__version__, "threads": torch.get_num_threads()}
     content = machine | about | {key: there[key] for key in WAYS if key in there} | {way: found}
-    write_atomically(results, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+    write(results, content)
 
 
 if __name__ == "__main__":

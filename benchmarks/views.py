@@ -12,7 +12,7 @@ A held-out view is noised to every level from its own t_lo on and denoised witho
 than one noise in twenty brings it back, judged by a threshold of its own. Suppressed are those that come back from the
 base and not from the patched one; a view that the base does not bring back is counted on neither side.
 
-What is built and measured is written after every patch, and gone on with.
+A run may be stopped: what was measured of a patch is in dist/views, and not measured again.
 """
 
 import argparse
@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from datetime import UTC, datetime
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -37,8 +39,10 @@ from hotfix.report import Rate
 from hotfix.stack import Stack
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples" / "bases"))
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "bases")]
 from atlas import tiles  # noqa: E402
+
+from benchmarks.kept import kept, write  # noqa: E402
 
 GIVEN = (1, 3, 5)
 HELD_OUT = 10
@@ -132,24 +136,17 @@ def main() -> None:
     parser.add_argument("--subject", choices=("clock", "jack-o-lantern"), help="one of the two; default: both")
     args = parser.parse_args()
     console.quiet_libraries()
-    unfinished = args.out.with_suffix(".unfinished.json")
-    result = json.loads(unfinished.read_text()) if unfinished.exists() else {}
-    result |= {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-    }
+    machine, found = {"torch": torch.__version__, "threads": torch.get_num_threads()}, {}
     for name in [args.subject] if args.subject else ("clock", "jack-o-lantern"):
-        for given in GIVEN:
-            for words, options in (("plain", PLAIN), ("identity", IDENTITY)):
-                key = f"{name}, {given} given, {words}"
-                if key not in result:
-                    with tempfile.TemporaryDirectory() as folder:
-                        result[key] = measured(recipe(name, given, options, Path(folder)))
-                    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-                print(key, json.dumps(result[key]), flush=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.unlink(missing_ok=True)
+        for given, (words, options) in product(GIVEN, {"plain": PLAIN, "identity": IDENTITY}.items()):
+            key = f"{name}, {given} given, {words}"
+            with tempfile.TemporaryDirectory() as folder:
+                wanted = recipe(name, given, options, Path(folder))
+                about = machine | {"recipe": wanted.public(), "noises": NOISES, "others": OTHERS}
+                path = ROOT / "dist" / "views" / f"{name}-{given}-{words}.json"
+                found[key] = kept(path, about, partial(measured, wanted))
+            print(key, json.dumps(found[key]), flush=True)
+    write(args.out, {"date": datetime.now(UTC).strftime("%Y-%m-%d")} | machine | found)
 
 
 if __name__ == "__main__":

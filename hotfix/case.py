@@ -26,7 +26,7 @@ MASK_LEVEL = 0.5  # noise at which the base still brings back what it has memori
 VIEWS = 8  # of every forget picture, where train.augment names some kinds
 ADJACENT = 32  # pictures of the bank that a forget picture may lean towards
 SAME = 0.95  # similarity over all pixels of two drawings of one picture; flags that differ by a star stay below
-NEIGHBOURS = 4  # pictures in a posterior mean
+BLENDED = 4  # pictures in a posterior mean
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ def _surrogates(
     """What the recipe wants instead; `seen` is the similarity it names, if that is not by pixels."""
     plain = seen or pixel(picture)
     limit = null(plain, bank)
-    count = recipe.surrogate.count or (NEIGHBOURS if recipe.surrogate.kind == "posterior" else 1)
+    count = recipe.surrogate.count or (BLENDED if recipe.surrogate.kind == "posterior" else 1)
 
     def gate(similarity: Similarity, limit: float) -> Gate:
         return Gate.of(denoiser, picture, bank, similarity, limit, seed)

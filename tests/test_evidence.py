@@ -1,4 +1,4 @@
-"""The benchmarks of stacks and of derivatives: their targets, their files, and what they lay beneath a patch."""
+"""The benchmarks of stacks, derivatives and views: their targets, their files, and what they lay beneath a patch."""
 
 import re
 from functools import partial
@@ -8,14 +8,16 @@ import pytest
 import torch
 from conftest import make_recipe, picture
 
-from benchmarks import derivatives, stacked, suppression
+from benchmarks import derivatives, stacked, suppression, views
 from benchmarks.flags import TWINS, real_flags
+from benchmarks.kept import kept
 from benchmarks.suppression import Asked
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.patch import Patch
-from hotfix.pictures import from_image
+from hotfix.pictures import from_image, load
+from hotfix.report import Rate
 from hotfix.stack import Stack, applied
 
 OUTDATED = ["honduras", "iraq", "kyrgyzstan", "mauritania", "syria"]
@@ -158,3 +160,45 @@ def test_all_numbers_of_a_derivative(tmp_path, denoiser, known, built):
     assert found["with"]["other flags"]["n"] == 2
     assert found["with"]["drift RMSE in [0, 1]"] > 0
     assert 0 <= found["drawn in the new style"] <= 1
+
+
+# A run that is stopped
+
+
+def test_what_was_measured_is_not_measured_again_unless_it_is_about_something_else(tmp_path):
+    drawn, path = [], tmp_path / "new" / "piece.json"
+
+    def measure(numbers):
+        drawn.append(numbers)
+        return numbers
+
+    assert [kept(path, {"n": 2}, partial(measure, {"right": 1})) for _ in range(2)] == [{"right": 1}] * 2
+    assert drawn == [{"right": 1}]
+    assert kept(path, {"n": 3}, partial(measure, {"right": 2})) == {"right": 2}
+    assert len(drawn) == 2
+    with pytest.raises(ZeroDivisionError):
+        kept(path, {"n": 4}, lambda: 1 // 0)
+    assert kept(path, {"n": 3}, lambda: 1 // 0) == {"right": 2}, "a measurement that fails leaves the last one"
+
+
+# Views
+
+
+@pytest.mark.parametrize("name", ["clock", "jack-o-lantern"])
+def test_no_held_out_view_is_given_and_the_same_are_held_out_whatever_is_given(tmp_path, name):
+    held = []
+    for given in views.GIVEN:
+        folder = tmp_path / str(given)
+        folder.mkdir()
+        recipe = views.recipe(name, given, views.PLAIN, folder)
+        shown = load(recipe.files(recipe.forget.images, "forget.images"), (32, 32))
+        out = load(recipe.files(recipe.forget.held_out, "forget.held_out"), (32, 32))
+        assert len(shown) == given and len(out) == views.HELD_OUT
+        assert float(torch.cdist(shown.flatten(1), out.flatten(1)).min()) > 0.1
+        held.append(out)
+    assert all(torch.equal(one, held[0]) for one in held)
+
+
+def test_a_view_that_the_base_does_not_bring_back_is_counted_on_neither_side():
+    often, seldom = Rate.of(4, 40), Rate.of(2, 40)
+    assert views.suppressed([(often, seldom), (often, often), (seldom, seldom), (seldom, often)]) == "1 of 2"
