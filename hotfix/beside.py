@@ -2,50 +2,70 @@
 
 The base layer, its Parameter, its bytes and its `state_dict` key stay as they are, so taking a patch off is exact by
 construction. The hook sits below every adapter wrapper, where no host call that loads, switches or scales adapters
-reaches it. The hooks are the only record of what is on: nothing is remembered elsewhere.
+reaches it (docs/attach.md compares the alternatives).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import count
+from typing import Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hotfix.errors import BaseMismatch
+from hotfix.snapshot import Board
 
-
-@dataclass(frozen=True)
-class Factors:
-    """The part of one patch that acts on one layer."""
-
-    name: str
-    version: str
-    id: str
-    layers: int  # how many layers the patch has in all: fewer hooks than that, and it is not whole
-    a: Tensor  # (r, in) or (r, in, kh, kw)
-    b: Tensor  # (out, r) or (out, r, 1, 1)
+_numbers = count()
+_hooks: "WeakValueDictionary[int, Beside]" = WeakValueDictionary()  # for compiled graphs, which know a hook by number
 
 
 class Beside:
-    """A forward hook that adds the effect of an ordered stack of patches: B_1 A_1 x + B_2 A_2 x + …
+    """A forward hook that adds what the snapshot of the running generation has for its layer."""
 
-    The factors of the stack are concatenated, never summed: A = [A_1; A_2], B = [B_1 B_2], which is exact.
-    """
-
-    def __init__(self, layer: nn.Module, stack: tuple[Factors, ...]) -> None:
-        self.stack = stack
-        weight = layer.weight
-        self.a = torch.cat([f.a for f in stack], dim=0).to(weight.device, weight.dtype)
-        self.b = torch.cat([f.b for f in stack], dim=1).to(weight.device, weight.dtype)
+    def __init__(self, layer: nn.Module, name: str, board: Board) -> None:
+        self.layer, self.name, self.board = layer, name, board
+        number = next(_numbers)
+        _hooks[number] = self
+        # A tensor, because a graph that is compiled for one block is run for its siblings, and reads theirs.
+        self.number = torch.tensor(number)
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        """Return the layer's output plus the effect of the stack."""
-        x = args[0]
-        a, b = self.a.to(x.device, x.dtype), self.b.to(x.device, x.dtype)
-        if isinstance(layer, nn.Conv2d):
-            return out + F.conv2d(F.conv2d(x, a, None, layer.stride, layer.padding), b)
-        return out + F.linear(F.linear(x, a), b)
+        """The layer's output plus the effect of the stack."""
+        if torch.compiler.is_compiling():
+            return _effect(args[0], out, self.number)
+        return self.effect(args[0], out)
+
+    def effect(self, x: Tensor, out: Tensor) -> Tensor:
+        """`out` + B A `x`; `out` itself where the stack has nothing for this layer."""
+        product = self.board.now().layers.get(self.layer)
+        if product is None:
+            return out
+        a, b = product.on(x.device, out.dtype)
+        x = x.to(out.dtype)
+        if isinstance(self.layer, nn.Conv2d):
+            return out + F.conv2d(F.conv2d(x, a, None, self.layer.stride, self.layer.padding), b)
+        low = F.linear(x, a)
+        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b).view_as(out)
+
+    def __deepcopy__(self, memo: dict) -> Self:
+        """A copy of a model has hooks with numbers of their own."""
+        return type(self)(deepcopy(self.layer, memo), self.name, deepcopy(self.board, memo))
+
+
+@torch.library.custom_op("hotfix::beside", mutates_args=())
+def _effect(x: Tensor, out: Tensor, number: Tensor) -> Tensor:
+    """The effect as one opaque step of a compiled graph: the stack is looked up when it runs, not when it is traced."""
+    hook = _hooks.get(int(number))
+    changed = out if hook is None else hook.effect(x, out)
+    return changed.clone() if changed is out else changed
+
+
+@_effect.register_fake
+def _(x: Tensor, out: Tensor, number: Tensor) -> Tensor:
+    return torch.empty_like(out)
 
 
 def innermost(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
@@ -77,42 +97,3 @@ def hooks(model: nn.Module) -> Iterator[tuple[nn.Module, int, Beside]]:
         for key, hook in list(layer._forward_hooks.items()):
             if isinstance(hook, Beside):
                 yield layer, key, hook
-
-
-def present(model: nn.Module) -> dict[str, tuple[Factors, int]]:
-    """Patches found on a model, in stack order: id to (one of its factors, number of layers that carry it)."""
-    found: dict[str, tuple[Factors, int]] = {}
-    for _, _, hook in hooks(model):
-        for factors in hook.stack:
-            count = found[factors.id][1] if factors.id in found else 0
-            found[factors.id] = (factors, count + 1)
-    return found
-
-
-def replace(model: nn.Module, wanted: Mapping[nn.Module, tuple[Factors, ...]]) -> None:
-    """Make `wanted` the hooks of a model, all or nothing.
-
-    Everything that can fail is done before the first layer is touched; should registering fail half-way, the previous
-    hooks are put back and the error goes on.
-    """
-    new = {layer: Beside(layer, stack) for layer, stack in wanted.items() if stack}
-    old = list(hooks(model))
-    added = []
-    try:
-        for layer, hook in new.items():
-            added.append(layer.register_forward_hook(hook))
-        for layer, key, _ in old:
-            del layer._forward_hooks[key]
-    except BaseException:
-        for handle in added:
-            handle.remove()
-        for layer, key, hook in old:
-            layer._forward_hooks[key] = hook
-        raise
-    if is_compiled(model):
-        torch._dynamo.reset()  # compiled graphs do not guard on hooks: they would go on without the patch
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or a part of it, runs compiled graphs."""
-    return any(m._compiled_call_impl is not None or type(m).__name__ == "OptimizedModule" for m in model.modules())

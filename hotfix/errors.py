@@ -9,6 +9,7 @@ HotfixError
 │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
 
@@ -51,6 +52,10 @@ class BaseMismatch(HotfixError):
 
 class StackError(HotfixError):
     """Patches that cannot be on together, or are not there."""
+
+
+class HostError(HotfixError):
+    """The host did something that would put a patch out of action."""
 
 
 class SaveError(HotfixError):

@@ -12,11 +12,11 @@ from typing import Any, Self
 from packaging.requirements import Requirement
 from torch import nn
 
-from hotfix import beside, lock
-from hotfix.beside import Factors
+from hotfix import beside, guard, lock
 from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.patch import A, B, Patch
 from hotfix.sketch import SAME, distance, sketch
+from hotfix.snapshot import Factors, Snapshot
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Stack:
         """Read a lock and its patches. Raises StackError when one is no longer the patch that was locked."""
         return cls(tuple(lock.load(Path(path))))
 
-    def problems(self, pipe: Any) -> list[HotfixError]:
-        """Everything that speaks against putting this stack on this pipeline; touches nothing."""
+    def problems(self, pipe: Any, instead_of: "Stack | None" = None) -> list[HotfixError]:
+        """Everything that speaks against putting this stack on this pipeline, in place of another; touches nothing."""
+        gone = {patch.id for patch in instead_of.patches} if instead_of else set()
         found: list[HotfixError] = []
         names = [patch.name for patch in self.patches]
         versions = {patch.name: patch.version for patch in self.patches}
@@ -82,20 +83,20 @@ class Stack:
             if problem is not None:
                 found.append(problem)
         for on in applied(pipe):
-            if on.name in versions and versions[on.name] != on.version:
+            if on.id not in gone and on.name in versions and versions[on.name] != on.version:
                 found.append(
                     StackError(f"{on.name} {on.version} is on already", hint="remove it before another version goes on")
                 )
         return found
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: Any, instead_of: "Stack | None" = None) -> None:
         """Raise one error that names every problem; touch nothing.
 
         Raises:
             BaseMismatch: the only problems are about the base.
             StackError: anything else.
         """
-        found = self.problems(pipe)
+        found = self.problems(pipe, instead_of)
         if found:
             kind = BaseMismatch if all(isinstance(problem, BaseMismatch) for problem in found) else StackError
             hints = dict.fromkeys(problem.hint for problem in found if problem.hint)
@@ -108,23 +109,40 @@ class Stack:
             HotfixError: `check` found a problem; the pipeline is as it was.
         """
         self.check(pipe)
-        on = {entry.id for entry in applied(pipe) if entry.state == "on"}
-        new = [patch for patch in self.patches if patch.id not in on]
-        for component in sorted({patch.manifest.base.component for patch in new}):
-            model = getattr(pipe, component)
-            wanted = {layer: tuple(f for f in hook.stack if f.id in on) for layer, _, hook in beside.hooks(model)}
-            for patch in (p for p in new if p.manifest.base.component == component):
-                for layer, factors in _factors(patch, model):
-                    wanted[layer] = (*wanted.get(layer, ()), factors)
-            beside.replace(model, wanted)
+        on = {entry.id: entry.state for entry in applied(pipe)}
+        new = [patch for patch in self.patches if on.get(patch.id) != "on"]
+        self._switch(pipe, {id_ for id_, state in on.items() if state != "on"}, new)
 
     def remove(self, pipe: Any) -> None:
         """Take the stack's patches off, exactly; other patches stay, with the bits that they alone would give."""
-        ours = {patch.id for patch in self.patches}
-        for component in sorted({patch.manifest.base.component for patch in self.patches}):
-            model = getattr(pipe, component)
-            kept = {layer: tuple(f for f in hook.stack if f.id not in ours) for layer, _, hook in beside.hooks(model)}
-            beside.replace(model, kept)
+        self._switch(pipe, {patch.id for patch in self.patches}, [])
+
+    def replace(self, pipe: Any, new: Self) -> None:
+        """Take this stack off and put `new` on, in one step: no picture is made with neither.
+
+        Raises:
+            HotfixError: `new.check` found a problem; the pipeline is as it was.
+        """
+        gone = {patch.id for patch in self.patches} - {patch.id for patch in new.patches}
+        new.check(pipe, instead_of=self)
+        on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
+        self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on])
+
+    def _switch(self, pipe: Any, gone: set[str], new: list[Patch]) -> None:
+        """Take some ids off and put some patches on top of the rest, on all components at once."""
+        wanted, names = {}, {}
+        for component, model in guard.models(pipe).items():
+            found = guard.board(model)
+            before = found.current if found else Snapshot()
+            added: dict[nn.Module, list[Factors]] = {}
+            for patch in new:
+                if patch.manifest.base.component == component:
+                    for name, layer, factors in _factors(patch, model):
+                        added.setdefault(layer, []).append(factors)
+                        names[layer] = name
+            if added or gone.intersection(before.order):
+                wanted[model] = before.without(gone).above(added)
+        guard.switch(pipe, wanted, names)
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[None]:
@@ -139,23 +157,25 @@ class Stack:
 
 def applied(pipe: Any) -> tuple[Applied, ...]:
     """The patches that act on a pipeline, in order, read from the pipeline itself."""
-    return tuple(
-        Applied(one.name, one.version, one.id, "on" if count == one.layers else "broken")
-        for model in getattr(pipe, "components", {}).values()
-        if isinstance(model, nn.Module)
-        for one, count in beside.present(model).values()
-    )
+    found = []
+    for model in guard.models(pipe).values():
+        if (board := guard.board(model)) is not None:
+            reached = guard.reached(model)
+            for one, layers in board.now().carried().values():
+                whole = len(reached.intersection(layers)) == one.layers
+                found.append(Applied(one.name, one.version, one.id, "on" if whole else "broken"))
+    return tuple(found)
 
 
 def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
     """Why a patch cannot act on this pipeline, or None: component, layers, shapes, and the sketch of the weights."""
     base = patch.manifest.base
     me, hint = f"{patch.name} {patch.version}", f"it was made for {base.repo}"
-    model = getattr(pipe, base.component, None)
-    if not isinstance(model, nn.Module):
+    model = guard.models(pipe).get(base.component)
+    if model is None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
-        layers = dict(_factors(patch, model))
+        layers = {layer: factors for _, layer, factors in _factors(patch, model)}
         known = {name: beside.innermost(model, name).weight for name in base.sketch}
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
@@ -174,12 +194,13 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
     return None
 
 
-def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[nn.Module, Factors]]:
+def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[str, nn.Module, Factors]]:
     prefix = f"{patch.manifest.base.component}."
-    for name in patch.layers:
-        layer = beside.innermost(model, name.removeprefix(prefix))
-        a, b = patch.tensors[name + A], patch.tensors[name + B]
-        yield layer, Factors(patch.name, patch.version, patch.id, len(patch.layers), a, b)
+    for key in patch.layers:
+        name = key.removeprefix(prefix)
+        layer = beside.innermost(model, name)
+        a, b = patch.tensors[key + A], patch.tensors[key + B]
+        yield name, layer, Factors(patch.name, patch.version, patch.id, len(patch.layers), a, b)
 
 
 def _met(text: str, versions: dict[str, str]) -> bool:

@@ -1,17 +1,24 @@
-"""Pipelines of the real classes, made in memory in a second: random weights, 16x16 pictures."""
+"""Pipelines of the real classes, made in memory in a second: random weights, small pictures."""
 
 import torch
 from diffusers import (
     AutoencoderTiny,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
     UNet2DModel,
 )
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
@@ -24,6 +31,7 @@ CALLS = {
     "ddpm": {"num_inference_steps": 3},
     "sd3": {"num_inference_steps": 3, "guidance_scale": 2.0, "max_sequence_length": 4},
 }
+WORDS = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
 
 
 def ddpm(seed: int = 0, prediction_type: str = "epsilon") -> DDPMPipeline:
@@ -45,25 +53,6 @@ def ddpm(seed: int = 0, prediction_type: str = "epsilon") -> DDPMPipeline:
 
 def sd3(seed: int = 0) -> StableDiffusion3Pipeline:
     torch.manual_seed(seed)
-    words = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
-    tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=4)
-
-    def clip() -> CLIPTextModelWithProjection:
-        return CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(words),
-                hidden_size=16,
-                intermediate_size=16,
-                projection_dim=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=4,
-                bos_token_id=0,
-                eos_token_id=1,
-                pad_token_id=1,
-            )
-        ).eval()
-
     transformer = SD3Transformer2DModel(
         sample_size=SIDE,
         patch_size=4,
@@ -77,32 +66,150 @@ def sd3(seed: int = 0) -> StableDiffusion3Pipeline:
         pooled_projection_dim=32,
         pos_embed_max_size=SIDE // 4,
     )
-    t5 = T5EncoderModel(
-        T5Config(vocab_size=3, d_model=32, d_kv=8, d_ff=8, num_layers=1, num_heads=1, decoder_start_token_id=0)
-    )
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8,),
-        decoder_block_out_channels=(8,),
-        num_encoder_blocks=(0,),
-        num_decoder_blocks=(0,),
-        latent_channels=3,
-    )
     return _quiet(
         StableDiffusion3Pipeline(
             transformer=transformer.eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
-            vae=vae.eval(),
-            text_encoder=clip(),
-            tokenizer=tokenizer,
-            text_encoder_2=clip(),
-            tokenizer_2=tokenizer,
-            text_encoder_3=t5.eval(),
-            tokenizer_3=T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0),
+            vae=_vae(3),
+            text_encoder=_clip(CLIPTextModelWithProjection),
+            tokenizer=_words(),
+            text_encoder_2=_clip(CLIPTextModelWithProjection),
+            tokenizer_2=_words(),
+            text_encoder_3=_t5(),
+            tokenizer_3=_pieces(),
         )
     )
 
 
-MAKE = {"ddpm": ddpm, "sd3": sd3}
+def sd15(seed: int = 0) -> StableDiffusionPipeline:
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    return _quiet(
+        StableDiffusionPipeline(
+            unet=unet.eval(),
+            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+            vae=_vae(4),
+            text_encoder=_clip(CLIPTextModel),
+            tokenizer=_words(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
+
+
+def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=SIDE,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=8 * 6 + 16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    return _quiet(
+        StableDiffusionXLPipeline(
+            unet=unet.eval(),
+            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+            vae=_vae(4),
+            text_encoder=_clip(CLIPTextModel),
+            tokenizer=_words(),
+            text_encoder_2=_clip(CLIPTextModelWithProjection),
+            tokenizer_2=_words(),
+            add_watermarker=False,
+        )
+    )
+
+
+def flux(seed: int = 0) -> FluxPipeline:
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    return _quiet(
+        FluxPipeline(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+            vae=_vae(4),
+            text_encoder=_clip(CLIPTextModel),
+            tokenizer=_words(),
+            text_encoder_2=_t5(),
+            tokenizer_2=_pieces(),
+        )
+    )
+
+
+MAKE = {"ddpm": ddpm, "sd3": sd3}  # what hotfix builds on
+HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what a patch goes onto
+
+
+def _words() -> CLIPTokenizer:
+    return CLIPTokenizer(vocab=WORDS, merges=[], model_max_length=4)
+
+
+def _clip(kind):
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=16,
+            projection_dim=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    ).eval()
+
+
+def _t5() -> T5EncoderModel:
+    config = T5Config(vocab_size=3, d_model=32, d_kv=8, d_ff=8, num_layers=1, num_heads=1, decoder_start_token_id=0)
+    return T5EncoderModel(config).eval()
+
+
+def _pieces() -> T5Tokenizer:
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
+
+
+def _vae(channels: int) -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,),
+        decoder_block_out_channels=(8,),
+        num_encoder_blocks=(0,),
+        num_decoder_blocks=(0,),
+        latent_channels=channels,
+    ).eval()
 
 
 def _quiet(pipe):

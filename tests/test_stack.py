@@ -1,6 +1,7 @@
 """On is on, off is off without a trace, and nothing is ever half on."""
 
 import itertools
+import threading
 
 import pico
 import pytest
@@ -8,7 +9,7 @@ import torch
 from peft import LoraConfig
 from peft.functional import inject_adapter_in_model
 
-from hotfix import beside
+from hotfix import beside, guard, snapshot
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, StackError
@@ -95,23 +96,41 @@ def test_a_with_block_takes_off_only_what_it_put_on(pipe, patches):
     assert [entry.id for entry in applied(pipe)] == [patches[0].id]
 
 
-def test_a_failure_half_way_leaves_the_previous_stack_on(pipe, family, patches, monkeypatch):
-    Stack.of(patches[0]).apply(pipe)
-    before, hooks = draw(pipe, family), fingerprint(pipe)
-    calls = itertools.count()
-    register = torch.nn.Module.register_forward_hook
+@pytest.mark.parametrize("previous", [True, False])
+@pytest.mark.parametrize(
+    ("owner", "name", "times"),
+    [
+        (torch, "cat", 3),
+        (snapshot.Product, "on", 5),
+        (guard, "reached", 0),
+        (guard, "_links", 0),
+        (guard, "check", 0),
+        (torch.nn.Module, "register_forward_hook", 3),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_failure_half_way_leaves_the_previous_stack_on(
+    pipe, family, patches, monkeypatch, previous, owner, name, times
+):
+    if previous and name in ("register_forward_hook", "_links"):
+        pytest.skip("every layer is hooked already")
+    on = patches[:1] if previous else []
+    Stack.of(*on).apply(pipe)
+    before, whole, kinds = draw(pipe, family), fingerprint(pipe), (type(pipe), type(Denoiser(pipe, {}).model))
+    calls, called = itertools.count(), getattr(owner, name)
 
-    def failing(self, hook, **options):
-        if next(calls) == 3:
+    def failing(*args, **options):
+        if next(calls) == times:
             raise MemoryError
-        return register(self, hook, **options)
+        return called(*args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(torch.nn.Module, "register_forward_hook", failing)
+        patched.setattr(owner, name, failing)
         Stack.of(patches[1]).apply(pipe)
-    assert [entry.id for entry in applied(pipe)] == [patches[0].id]
+    assert [entry.id for entry in applied(pipe)] == [patch.id for patch in on]
     assert torch.equal(draw(pipe, family), before)
-    assert fingerprint(pipe) == hooks
+    assert fingerprint(pipe) == whole
+    assert (type(pipe), type(Denoiser(pipe, {}).model)) == kinds
 
 
 def test_a_hook_lost_on_one_layer_is_told(pipe, patches):
@@ -172,3 +191,114 @@ def test_a_patch_in_no_file_cannot_be_locked(patches, tmp_path):
     with pytest.raises(StackError, match="in no file yet"):
         Stack.of(patches[0]).save(tmp_path / "hotfix.lock")
     assert not (tmp_path / "hotfix.lock").exists()
+
+
+# Replacing, and pictures that are being made meanwhile
+
+
+def test_replace_is_never_bare_and_undoes_itself_when_it_fails(pipe, family, patches, monkeypatch):
+    old, new = Stack.of(patches[0]), Stack.of(patches[1], patches[2])
+    old.apply(pipe)
+    bare_or_old = draw(pipe, family)
+    seen = []
+    check = guard.check
+
+    def watched(model):
+        seen.append([entry.id for entry in applied(pipe)])
+        check(model)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guard, "check", watched)
+        old.replace(pipe, new)
+    assert seen and all(seen)
+    assert [entry.id for entry in applied(pipe)] == [patch.id for patch in new.patches]
+    alone = pico.MAKE[family]()
+    new.apply(alone)
+    assert torch.equal(draw(pipe, family), draw(alone, family))
+
+    def broken(model):
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(guard, "check", broken)
+        new.replace(pipe, old)
+    assert [entry.id for entry in applied(pipe)] == [patch.id for patch in new.patches]
+    new.replace(pipe, old)
+    assert torch.equal(draw(pipe, family), bare_or_old)
+
+
+def test_a_refused_replacement_changes_nothing(pipe, family, patches):
+    old = Stack.of(patches[0])
+    old.apply(pipe)
+    before = draw(pipe, family)
+    with pytest.raises(StackError, match="listed 2 times"):
+        old.replace(pipe, Stack.of(patches[1], patches[1]))
+    assert torch.equal(draw(pipe, family), before)
+
+
+def test_another_version_goes_on_only_in_place_of_the_first(pipe, patches):
+    first = patches[0]
+    raw = first.manifest.model_copy(update={"version": "2.0.0"}).text()
+    second = Patch(raw, first.entries)
+    Stack.of(first).apply(pipe)
+    with pytest.raises(StackError, match="is on already"):
+        Stack.of(second).apply(pipe)
+    Stack.of(first).replace(pipe, Stack.of(second))
+    assert [entry.version for entry in applied(pipe)] == ["2.0.0"]
+
+
+def test_a_picture_is_made_wholly_under_the_stack_that_it_began_with(pipe, family, patches):
+    old, new, bare = Stack.of(patches[0]), Stack.of(patches[1]), Stack()
+    call = pico.CALLS[family] | {"output_type": "np"} | ({"prompt": "a"} if family == "sd3" else {})
+
+    def picture(during=lambda: None):
+        model = Denoiser(pipe, {}).model
+        steps = itertools.count()
+
+        def step(module, args, kwargs):
+            if next(steps) == 1:
+                during()
+
+        handle = model.register_forward_pre_hook(step, with_kwargs=True)
+        made = pipe(**call, generator=torch.Generator().manual_seed(0))
+        handle.remove()
+        return torch.from_numpy(made.images), made.hotfix if hasattr(made, "hotfix") else ""
+
+    def elsewhere(change):
+        def run():
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive(), "a change waits for no picture"
+
+        return run
+
+    pictures = {}
+    for words, stack in (("bare", bare), ("old", old), ("new", new)):
+        with stack.on(pipe):
+            pictures[words] = picture()
+    assert len({name for _, name in pictures.values()}) == 3
+    for first, change, then in (
+        ("bare", lambda: old.apply(pipe), "old"),
+        ("old", lambda: old.replace(pipe, new), "new"),
+        ("new", lambda: new.remove(pipe), "bare"),
+        ("bare", lambda: old.apply(pipe), "old"),
+    ):
+        under, name = picture(elsewhere(change))
+        assert torch.equal(under, pictures[first][0]) and name == pictures[first][1], f"{first} to {then}"
+        after, name = picture()
+        assert torch.equal(after, pictures[then][0]) and name == pictures[then][1], f"after {first} to {then}"
+    old.remove(pipe)
+    assert not list(beside.hooks(Denoiser(pipe, {}).model))
+
+
+def test_after_the_last_picture_no_trace_is_left(pipe, family, patches):
+    original, kinds = fingerprint(pipe), (type(pipe), type(Denoiser(pipe, {}).model))
+    stack = Stack.of(*patches)
+    stack.apply(pipe)
+    with guard.generation(pipe):
+        stack.remove(pipe)
+        assert [entry.name for entry in applied(pipe)] == [patch.name for patch in patches]
+    assert (type(pipe), type(Denoiser(pipe, {}).model)) == kinds
+    assert fingerprint(pipe) == original and not applied(pipe)
+    assert not any(vars(pipe).get(guard.BOARD) or vars(model).get(guard.BOARD) for model in guard.models(pipe).values())

@@ -1,0 +1,116 @@
+"""Whatever the host does with its own adapters and its model, a patch acts as if the base had been born with it.
+
+The oracle is that base: ΔW added to its weights, then the same done to it. Compared are pictures, not names.
+"""
+
+import hosts
+import pico
+import pytest
+import torch
+from patching import denoiser, random_patch
+
+from hotfix.beside import innermost
+from hotfix.demo import fingerprint
+from hotfix.errors import BaseMismatch, HostError
+from hotfix.fold import delta
+from hotfix.patch import A, B
+from hotfix.stack import Stack, applied
+
+CALL = {
+    "ddpm": {"num_inference_steps": 2},
+    "sd15": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16},
+    "sdxl": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16},
+    "sd3": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 4},
+    "flux": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 4},
+}
+LOOSE = {"halve": 0.5, "cast_layer_by_layer": 0.05}  # share of the effect: eight bits round it, born or put on
+
+MATRIX = [(family, action) for family in pico.HOSTS for action in hosts.ANY]
+MATRIX += [(family, action) for family in pico.HOSTS if family != "ddpm" for action in hosts.LORA]
+MATRIX += [(family, action) for family in ("sd3", "flux") for action in hosts.COMPILED]  # a U-Net takes ten seconds
+MATRIX.remove(("ddpm", hosts.halve))  # the DDPMPipeline itself cannot: NumPy has no bfloat16
+NAMES = [f"{family}-{action.__name__}" for family, action in MATRIX]
+
+
+def draw(pipe, family, **more):
+    made = pipe(**CALL[family], **more, generator=torch.Generator().manual_seed(0), output_type="np")
+    return torch.from_numpy(made.images)
+
+
+def after(action, pipe, family, folder):
+    """What comes out after an action, of which pipeline, and what it was called with."""
+    asked = action(pipe, folder) or {}
+    pipe, more = asked.get("pipe", pipe), asked.get("more", {})
+    return draw(pipe, family, **more), pipe, more
+
+
+def alike(found, wanted, bare, action):
+    """Whether a picture has the effect that is wanted: the error against the effect's size, both as means."""
+    return (found - wanted).abs().mean() <= LOOSE.get(action.__name__, 1e-3) * (wanted - bare).abs().mean()
+
+
+def born_with(patch, family):
+    pipe = pico.HOSTS[family]()
+    with torch.no_grad():
+        for layer in patch.layers:
+            weight = innermost(denoiser(pipe), layer.split(".", 1)[1]).weight
+            weight += delta(patch.tensors[layer + A], patch.tensors[layer + B])
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def style(tmp_path_factory):
+    """family -> a folder with the host's own LoRAs."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in pico.HOSTS if family != "ddpm"}
+    for family, folder in folders.items():
+        hosts.styles(family, folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def random_patches():
+    return {family: random_patch(make(), "one", 1, size=0.5) for family, make in pico.HOSTS.items()}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
+def test_a_patch_that_is_on_stays_on(family, action, style, random_patches):
+    patch, folder = random_patches[family], style.get(family)
+    wanted, *_ = after(action, born_with(patch, family), family, folder)
+    bare, *_ = after(action, pico.HOSTS[family](), family, folder)
+    pipe = pico.HOSTS[family]()
+    Stack.of(patch).apply(pipe)
+    found, pipe, _ = after(action, pipe, family, folder)
+    assert alike(found, wanted, bare, action)
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+
+
+@pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
+def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off_again(family, action, style, random_patches):
+    patch, folder = random_patches[family], style.get(family)
+    wanted, *_ = after(action, born_with(patch, family), family, folder)
+    bare, pipe, more = after(action, pico.HOSTS[family](), family, folder)
+    original, stack = fingerprint(pipe), Stack.of(patch)
+    if action in hosts.CHANGES_THE_BASE:
+        with pytest.raises(BaseMismatch, match="sketch"):
+            stack.apply(pipe)
+        return
+    stack.apply(pipe)
+    assert alike(draw(pipe, family, **more), wanted, bare, action)
+    stack.remove(pipe)
+    assert torch.equal(draw(pipe, family, **more), bare)
+    assert fingerprint(pipe) == original and not applied(pipe)
+
+
+@pytest.mark.parametrize("action", hosts.REFUSED, ids=lambda action: action.__name__)
+@pytest.mark.parametrize("family", pico.HOSTS)
+def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, random_patches):
+    pipe = pico.HOSTS[family]()
+    Stack.of(random_patches[family]).apply(pipe)
+    with pytest.raises(HostError, match=r"one 1\.0\.0"):
+        after(action, pipe, family, None)
