@@ -12,7 +12,7 @@ from typing import Any, Self
 from packaging.requirements import Requirement
 from torch import nn
 
-from hotfix import beside, guard, lock
+from hotfix import beside, guard, lock, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.patch import A, B, Patch
 from hotfix.sketch import SAME, distance, sketch
@@ -176,15 +176,13 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
         layers = {layer: factors for _, layer, factors in _factors(patch, model)}
-        known = {name: beside.innermost(model, name).weight for name in base.sketch}
+        known = {name: weights.dense(beside.innermost(model, name)) for name in base.sketch}
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
     for layer, factors in layers.items():
         delta = (factors.b.shape[0], *factors.a.shape[1:])
-        if tuple(layer.weight.shape) != delta:
-            return BaseMismatch(
-                f"{me} holds a change of shape {delta} for a weight of {tuple(layer.weight.shape)}", hint=hint
-            )
+        if (found := weights.shape(layer)) != delta:
+            return BaseMismatch(f"{me} holds a change of shape {delta} for a weight of {found}", hint=hint)
     apart = distance(base.sketch, sketch(known))
     if not apart <= SAME:
         return BaseMismatch(
@@ -194,7 +192,7 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
     return None
 
 
-def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[str, nn.Module, Factors]]:
+def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d, Factors]]:
     prefix = f"{patch.manifest.base.component}."
     for key in patch.layers:
         name = key.removeprefix(prefix)

@@ -8,6 +8,7 @@ import pico
 import pytest
 import torch
 from patching import denoiser, random_patch
+from torch._dynamo.utils import counters
 
 from hotfix.beside import innermost
 from hotfix.demo import fingerprint
@@ -114,3 +115,34 @@ def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, random_p
     Stack.of(random_patches[family]).apply(pipe)
     with pytest.raises(HostError, match=r"one 1\.0\.0"):
         after(action, pipe, family, None)
+
+
+@pytest.mark.parametrize("how", hosts.COMPILED, ids=lambda how: how.__name__)
+def test_a_replacement_of_any_rank_needs_no_new_graph(how, random_patches):
+    pipe = pico.HOSTS["flux"]()
+    small, large = (Stack.of(random_patch(pipe, "two", 2, rank=rank)) for rank in (1, 5))
+    wanted = []
+    for stack in (small, large):
+        with stack.on(pipe):
+            wanted.append(draw(pipe, "flux"))
+    small.apply(pipe)
+    how(pipe, None)
+    assert torch.equal(draw(pipe, "flux"), wanted[0])
+    graphs = counters["stats"]["unique_graphs"]
+    small.replace(pipe, large)
+    assert torch.equal(draw(pipe, "flux"), wanted[1])
+    large.replace(pipe, small)
+    assert torch.equal(draw(pipe, "flux"), wanted[0])
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+@pytest.mark.parametrize("how", hosts.COMPILED, ids=lambda how: how.__name__)
+def test_a_graph_compiled_under_a_small_patch_does_not_hide_a_larger_one(how):
+    pipe, other = pico.HOSTS["flux"](), pico.HOSTS["flux"]()
+    some, all_ = random_patch(pipe, "some", 1, every=3), random_patch(pipe, "all", 2)
+    Stack.of(some, all_).apply(other)
+    Stack.of(some).apply(pipe)
+    how(pipe, None)
+    draw(pipe, "flux")
+    Stack.of(all_).apply(pipe)
+    torch.testing.assert_close(draw(pipe, "flux"), draw(other, "flux"), rtol=0, atol=1e-6)
