@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hotfix.board import Board
 from hotfix.errors import BaseMismatch
-from hotfix.snapshot import Board
 
 _numbers = count()
 _hooks: "WeakValueDictionary[int, Beside]" = WeakValueDictionary()  # for compiled graphs, which know a hook by number
@@ -25,8 +25,8 @@ _hooks: "WeakValueDictionary[int, Beside]" = WeakValueDictionary()  # for compil
 class Beside:
     """A forward hook that adds what the snapshot of the running generation has for its layer."""
 
-    def __init__(self, layer: nn.Module, name: str, board: Board) -> None:
-        self.layer, self.name, self.board = layer, name, board
+    def __init__(self, layer: nn.Module, board: Board) -> None:
+        self.layer, self.board = layer, board
         number = next(_numbers)
         _hooks[number] = self
         # A tensor, because a graph that is compiled for one block is run for its siblings, and reads theirs.
@@ -52,7 +52,7 @@ class Beside:
 
     def __deepcopy__(self, memo: dict) -> Self:
         """A copy of a model has hooks with numbers of their own."""
-        return type(self)(deepcopy(self.layer, memo), self.name, deepcopy(self.board, memo))
+        return type(self)(deepcopy(self.layer, memo), deepcopy(self.board, memo))
 
 
 @torch.library.custom_op("hotfix::beside", mutates_args=())

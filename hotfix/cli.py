@@ -182,7 +182,7 @@ def apply(
         raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
     patches = Stack.load(stack)
     pipe = _pipeline(pipeline)
-    from hotfix.fold import save_folded
+    from hotfix.patched_copy import save_folded
 
     print(save_folded(patches, pipe, out, dtype))
 

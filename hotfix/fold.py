@@ -1,24 +1,33 @@
-"""Folded: ΔW = B·A added to the weights of a copy, once, in float32. For saved pipelines that must not need hotfix."""
+"""Folded: a stack's ΔW in the weights themselves, for no cost at run time, with the originals kept to go back to.
 
-import shutil
+    W' = round(W + Σ B A)
+
+computed in float32 from the kept original W at every change, so that errors never add up. Taking off copies W back;
+nothing is ever subtracted. A folded model cannot be under two stacks at once: a change waits for running generations.
+"""
+
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hotfix import beside
-from hotfix.errors import SaveError, StackError
-from hotfix.patch import A, B
-from hotfix.stack import Stack
+from hotfix.errors import StackError
+from hotfix.snapshot import Product, Snapshot
 
-LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the saved weights
+LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the weights
+SAMPLE = 256  # numbers of each weight that are compared to see that nobody else wrote to it
 
 
 def delta(a: Tensor, b: Tensor) -> Tensor:
     """ΔW of a Linear (out, in) or a Conv2d (out, in, kh, kw) from its two factors, in float32."""
     return (b.float().flatten(1) @ a.float().flatten(1)).reshape(b.shape[0], *a.shape[1:])
+
+
+def change(product: Product) -> Tensor:
+    """ΔW of all patches on a layer, in float32 on the CPU."""
+    return torch.stack([delta(f.a, f.b) for f in product.stack]).sum(dim=0)
 
 
 def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> float:
@@ -36,52 +45,108 @@ def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> fl
     return max(0.0, 1 - (lost / whole) ** 0.5) if whole else 1.0
 
 
-def fold(stack: Stack, pipe: Any, dtype: torch.dtype) -> None:
-    """Write a stack into the weights of a pipeline that is about to be saved in `dtype`. There is no way back.
-
-    Raises:
-        HotfixError: `stack.check` found a problem.
-        StackError: too little of the change would survive the rounding.
-    """
-    stack.check(pipe)
-    changes: dict[Tensor, Tensor] = {}
-    for patch in stack.patches:
-        model = getattr(pipe, patch.manifest.base.component)
-        for name in patch.layers:
-            weight = beside.innermost(model, name.removeprefix(f"{patch.manifest.base.component}.")).weight
-            change = delta(patch.tensors[name + A], patch.tensors[name + B])
-            changes[weight] = changes.get(weight, torch.zeros_like(change)) + change
-    left = survival(changes.items(), dtype)
+def refuse_drowning(left: float, dtype: torch.dtype) -> None:
+    """Raise StackError where less than `LEAST_SURVIVAL` of a change would be left."""
     if left < LEAST_SURVIVAL:
         raise StackError(
             f"only {left:.0%} of the change would survive in {str(dtype).removeprefix('torch.')}",
             wanted=f"at least {LEAST_SURVIVAL:.0%}",
-            hint="save in float32 (--dtype float32), or put the stack on at run time instead",
+            hint="fold into float32 weights, or put the stack on beside them instead",
         )
-    with torch.no_grad():
-        for weight, change in changes.items():
-            weight.copy_(weight.float().cpu() + change)
 
 
-def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str) -> Path:
-    """Fold a stack into a pipeline and save it as `out`, whole or not at all.
+class Kept:
+    """The originals of every layer that a stack was folded into, in host memory or in files of a folder."""
 
-    Raises:
-        HotfixError: the stack does not fit, or too little of it would survive.
-        SaveError: the folder could not be written; nothing half-written is left.
-    """
-    kind = getattr(torch, dtype)
-    fold(stack, pipe, kind)
-    staging = out.with_name(f".{out.name}.partial")
-    try:
-        pipe.to(kind).save_pretrained(staging)
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    except OSError as error:
-        raise SaveError(
-            f"cannot write {out}: {error.strerror}", hint="free some space or choose -o elsewhere"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return out
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.originals: dict[nn.Module, Tensor] = {}
+        self.written: dict[nn.Module, Tensor] = {}  # a sample of each folded weight
+
+    def of_its_own(self) -> "Kept":
+        """Another of the same place, for one model."""
+        return Kept(self.folder and self.folder / str(uuid4()))
+
+    @property
+    def bytes(self) -> int:
+        """What the originals take."""
+        return sum(original.nbytes for original in self.originals.values())
+
+    def fold(self, snapshot: Snapshot) -> None:
+        """Write a snapshot into the weights; layers that it does not speak of get their originals back.
+
+        Raises:
+            StackError: too little of the change would survive, or the weights are quantised. Nothing was written.
+        """
+        pairs = [(self.original(layer), product) for layer, product in snapshot.layers.items()]
+        for dtype in {original.dtype for original, _ in pairs}:
+            if not dtype.is_floating_point or dtype.itemsize < 2:
+                raise StackError("the weights are quantised", hint="put the stack on beside them instead")
+            left = survival(((w, change(product)) for w, product in pairs if w.dtype == dtype), dtype)
+            refuse_drowning(left, dtype)
+        for layer in [layer for layer in self.originals if layer not in snapshot.layers]:
+            self._write(layer, self.originals[layer])
+            del self.originals[layer], self.written[layer]
+        for layer, product in snapshot.layers.items():
+            original = self.originals.setdefault(layer, self.original(layer))
+            self._write(layer, (original.float() + change(product)).to(original.dtype))
+
+    def original(self, layer: nn.Module) -> Tensor:
+        """W, from where it is kept, or a copy of the weight as it is."""
+        if layer in self.originals:
+            return self.originals[layer]
+        weight = layer.get_parameter("weight").detach()
+        if self.folder is None:
+            return weight.cpu().clone()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{len(self.originals)}.bin"
+        on_disk = torch.from_file(str(path), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+        return on_disk.copy_(weight)
+
+    def rebase(self, snapshot: Snapshot) -> None:
+        """Go on in the dtype that the host has cast the weights to: W cast alike, and folded into anew.
+
+        Raises:
+            StackError: too little of the change would survive in it. Then the weights are the cast originals.
+        """
+        cast = [layer for layer, w in self.originals.items() if w.dtype != layer.get_parameter("weight").dtype]
+        cast = [layer for layer in cast if not layer.get_parameter("weight").is_meta]
+        for layer in cast:
+            self.originals[layer] = self.originals[layer].to(layer.get_parameter("weight").dtype)
+            self._write(layer, self.originals[layer])
+        if cast:
+            self.fold(snapshot)
+
+    @torch.no_grad()
+    def _write(self, layer: nn.Module, new: Tensor) -> None:
+        weight = layer.get_parameter("weight")
+        if weight.is_meta:
+            return  # what comes back from there is loaded, not written here
+        weight.copy_(new)
+        self.written[layer] = _sample(new)
+
+    def foreign(self) -> set[nn.Module]:
+        """Layers whose weights somebody else has written to, or has cast to where too little of the change is left."""
+        lost, cast = set(), {}
+        for layer, sample in self.written.items():
+            now = _sample(layer.get_parameter("weight"))
+            if now.is_meta or not torch.equal(now, sample.to(now.dtype)):
+                lost.add(layer)
+            elif now.dtype != sample.dtype:
+                w = _sample(self.originals[layer]).float()
+                cast[layer] = (w, sample.float() - w)
+        for dtype in {layer.get_parameter("weight").dtype for layer in cast}:
+            there = [layer for layer in cast if layer.get_parameter("weight").dtype == dtype]
+            if survival((cast[layer] for layer in there), dtype) < LEAST_SURVIVAL:
+                lost.update(there)
+        return lost
+
+    def marks(self) -> list[tuple[int, torch.dtype]]:
+        """What changes when somebody writes to a weight or casts it; cheap enough to compare at every call."""
+        return [((w := layer.weight)._version, w.dtype) for layer in self.written]
+
+
+def _sample(weight: Tensor) -> Tensor:
+    flat = weight.detach().flatten()
+    sample = flat[:: max(1, flat.numel() // SAMPLE)]
+    return sample if sample.is_meta else sample.cpu().clone()

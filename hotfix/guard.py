@@ -1,24 +1,24 @@
 """Guard: whatever the host does to a model, its patches act, or the host's call raises and names them.
 
 While something is on, a model and its pipeline are instances of a subclass of their own class, of the same name. There
-a call notes the snapshot that it belongs to, compares that every patched layer is where it was and carries its hook,
-and the few host calls are refused that would go past a patch.
+a call notes the snapshot that it belongs to and compares that every patched layer is where it was, and the few host
+calls are met that would otherwise go past a patch, or past the originals of a folded one.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
 from operator import is_
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hotfix.beside import Beside, hooks, innermost
+from hotfix.board import CHANGING, Board, pinned
 from hotfix.errors import BaseMismatch, HostError
-from hotfix.snapshot import CHANGING, Board, Snapshot, pinned
+from hotfix.snapshot import Snapshot
 
 BOARD = "_hotfix_board"
 FUSED = "fused_projections"  # of queries, keys and values, in diffusers: no single one of them is asked any more
@@ -27,6 +27,13 @@ FUSED = "fused_projections"  # of queries, keys and values, in diffusers: no sin
 def board(model: nn.Module) -> Board | None:
     """The board of a model that something is on, or has been until the last generation ends."""
     return model.__dict__.get(BOARD)
+
+
+def known(model: nn.Module) -> Board:
+    """The board of a model that has one."""
+    found = board(model)
+    assert found is not None
+    return found
 
 
 def models(pipe: Any) -> dict[str, nn.Module]:
@@ -58,78 +65,14 @@ def generation(pipe: Any) -> Iterator[str]:
         sweep(pipe, parts)
 
 
-def switch(pipe: Any, wanted: Mapping[nn.Module, Snapshot], names: Mapping[nn.Module, str]) -> None:
-    """Make `wanted` what is on, for all models at once or for none. New generations see it; running ones do not.
-
-    Args:
-        pipe: the pipeline of these models.
-        wanted: the new snapshot of each model.
-        names: of every layer that a snapshot speaks of, in its model.
-
-    Raises:
-        HostError: a layer is not reached any more. Whatever is raised, the previous snapshots are on.
-    """
-    for snapshot in wanted.values():
-        for layer, product in snapshot.layers.items():
-            weight = layer.get_parameter("weight")
-            product.on(weight.device, _dtype(weight))  # what can run out of memory does it here
-    with CHANGING:
-        before = {model: found.current if (found := board(model)) else Snapshot() for model in wanted}
-        try:
-            for model, snapshot in wanted.items():
-                _install(pipe, model, snapshot, names)
-            for model, snapshot in wanted.items():
-                _board(model).current = snapshot
-            for model in wanted:
-                check(model)
-        except BaseException:
-            for model, snapshot in before.items():
-                if (found := board(model)) is not None:
-                    found.current = snapshot
-            sweep(pipe, list(wanted))
-            raise
-        sweep(pipe, list(wanted))
-
-
-def _dtype(weight: Tensor) -> torch.dtype:
-    """What the layer most likely computes in: not the 8 bits that it may be kept in."""
-    return weight.dtype if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else torch.float32
-
-
-def _board(model: nn.Module) -> Board:
-    found = board(model)
-    assert found is not None
-    return found
-
-
-def _install(pipe: Any, model: nn.Module, snapshot: Snapshot, names: Mapping[nn.Module, str]) -> None:
-    """Hooks on every layer that the snapshot needs; they do nothing until it is current."""
-    if board(model) is None:
-        setattr(model, BOARD, Board(_running(model)))
-        model.__class__ = _guarded(type(model))
-    if type(pipe) not in _PLAIN:
-        pipe.__class__ = _generating(type(pipe))
+def hook(model: nn.Module, snapshot: Snapshot) -> None:
+    """Hooks on every layer that a snapshot needs; they do nothing until it is current."""
     hooked = {layer for layer, _, _ in hooks(model)}
     new = [layer for layer in snapshot.layers if layer not in hooked]
     for layer in new:
-        layer.register_forward_hook(Beside(layer, names[layer], _board(model)))
-    if new:
-        _board(model).links = None
-        if "torch._dynamo" in sys.modules:  # compiled graphs do not guard on hooks: they would go on without the patch
-            torch._dynamo.reset()
-
-
-def _running(model: nn.Module) -> dict[int, FrameType]:
-    """Calls of pipelines with this model that other threads are in: they began before anything could be noted."""
-    found = {}
-    for thread, innermost_frame in sys._current_frames().items():
-        frame: FrameType | None = innermost_frame
-        while frame is not None:
-            pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
-            if pipe is not model and any(part is model for part in models(pipe).values()):
-                found[thread] = frame
-            frame = frame.f_back
-    return found
+        layer.register_forward_hook(Beside(layer, known(model)))
+    if new and "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()  # compiled graphs do not guard on hooks: they would go on without the patch
 
 
 def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
@@ -144,6 +87,7 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
                 if layer not in needed:
                     del layer._forward_hooks[key]
                     found.links = None
+            found.names = {layer: name for layer, name in found.names.items() if layer in needed}
             if not needed:
                 delattr(model, BOARD)
                 model.__class__ = _plain(type(model))
@@ -152,14 +96,20 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
 
 
 def reached(model: nn.Module) -> set[nn.Module]:
-    """Layers that carry our hook and are asked when the model runs, read from the model as it is now."""
+    """Layers that carry a patch and are asked when the model runs, read from the model as it is now."""
+    here = known(model)
+    if here.kept is None:
+        carry = {layer for layer, _, _ in hooks(model)}
+    else:
+        carry = set(here.kept.originals).difference(here.kept.foreign())
     found = set()
-    for layer, _, hook in hooks(model):
+    for layer in carry:
+        name = here.names[layer]
         try:
-            there = innermost(model, hook.name) is layer
+            there = innermost(model, name) is layer
         except BaseMismatch:
             continue
-        if there and not getattr(model.get_submodule(hook.name.rpartition(".")[0]), FUSED, False):
+        if there and not getattr(model.get_submodule(name.rpartition(".")[0]), FUSED, False):
             found.add(layer)
     return found
 
@@ -171,17 +121,22 @@ def check(model: nn.Module) -> None:
         HostError: one is not, and the patches that it carries would be lost.
     """
     found = board(model)
-    if found is None or (found.links is not None and _hold(found.links)):
+    if found is None or (found.links is not None and _hold(found.links) and _marked(found)):
         return
-    there, now = reached(model), found.current
-    lost = [factors for factors, layers in now.carried().values() if not there.issuperset(layers)]
+    there = reached(model)
+    lost = [factors for factors, layers in found.current.carried().values() if not there.issuperset(layers)]
     if lost:
         names = ", ".join(f"{factors.name} {factors.version}" for factors in lost)
         raise HostError(
             f"the {type(model).__name__} no longer asks every layer that {names} acts on",
-            hint="something replaced or fused its layers; undo that, or take the patch off and put it on again",
+            hint="something replaced, fused or wrote to its layers; undo that, or take the patch off and on again",
         )
-    found.links = _links(model, [hook.name for layer, _, hook in hooks(model) if layer in there])
+    found.links = _links(model, [found.names[layer] for layer in there])
+    found.marks = found.kept.marks() if found.kept is not None else []
+
+
+def _marked(found: Board) -> bool:
+    return found.kept is None or found.kept.marks() == found.marks
 
 
 def _links(model: nn.Module, names: Sequence[str]) -> tuple[list[dict], list[Any], list[Any]]:
@@ -195,8 +150,9 @@ def _links(model: nn.Module, names: Sequence[str]) -> tuple[list[dict], list[Any
             if FUSED in at.__dict__:
                 seen[id(at.__dict__), FUSED] = (at.__dict__, FUSED)
             at = at._modules[word]  # type: ignore[assignment]
-        key = next(key for key, hook in at._forward_hooks.items() if isinstance(hook, Beside))
-        seen[id(at._forward_hooks), key] = (at._forward_hooks, key)
+        for key, there in at._forward_hooks.items():
+            if isinstance(there, Beside):
+                seen[id(at._forward_hooks), key] = (at._forward_hooks, key)
     dicts, keys = [within for within, _ in seen.values()], [key for _, key in seen.values()]
     return dicts, keys, list(map(dict.get, dicts, keys))
 
@@ -206,11 +162,56 @@ def _hold(links: tuple[list[dict], list[Any], list[Any]]) -> bool:
     return all(map(is_, map(dict.get, dicts, keys), there))
 
 
-_PLAIN: dict[type, Any] = {}  # the class behind each of the two below
+@contextmanager
+def lifted(model: nn.Module) -> Iterator[None]:
+    """The originals, for a host call that writes to the weights; then the stack is folded into what it left.
+
+    Raises:
+        StackError: the stack cannot be folded into that, or too little of it would survive. It is beside it then.
+    """
+    found = known(model)
+    if found.kept is None:
+        yield
+        return
+    with CHANGING, found.alone():
+        snapshot, kept = found.current, found.kept
+        kept.fold(Snapshot())
+        try:
+            yield
+        finally:
+            with _or_beside(model):
+                kept.fold(snapshot)
+
+
+@contextmanager
+def _or_beside(model: nn.Module) -> Iterator[None]:
+    """A stack that can no longer be folded goes beside the weights, and the host hears of it."""
+    found = known(model)
+    try:
+        yield
+    except BaseException:
+        if found.kept is not None:
+            found.kept.fold(Snapshot())
+        found.kept = None
+        hook(model, found.current)
+        raise
+    finally:
+        found.links = None
+
+
+_PLAIN: dict[type, Any] = {}  # the class behind each of the two kinds below
 
 
 def _plain(kind: type) -> Any:
     return _PLAIN[kind]
+
+
+def instrument(pipe: Any, model: nn.Module, made: Board) -> None:
+    """Make a model and a pipeline instances of the subclasses below, and give the model its board."""
+    setattr(model, BOARD, made)
+    model.__class__ = _guarded(type(model))
+    if type(pipe) not in _PLAIN:
+        pipe.__class__ = _generating(type(pipe))
 
 
 @cache
@@ -222,18 +223,46 @@ def _guarded(kind: type[nn.Module]) -> type[nn.Module]:
             if torch.compiler.is_compiling():
                 return super().__call__(*args, **kwargs)
             check(self)
-            with pinned([_board(self)]):
+            with pinned([known(self)]):
                 return super().__call__(*args, **kwargs)
 
         def fuse_qkv_projections(self, *args: Any, **kwargs: Any) -> None:
             """Refused: the fused layers are new ones, made of the weights without the patches."""
-            on = ", ".join(
-                f"{factors.name} {factors.version}" for factors, _ in _board(self).current.carried().values()
-            )
             raise HostError(
-                f"fuse_qkv_projections would put {on} out of action",
+                f"fuse_qkv_projections would put {known(self).current.names} out of action",
                 hint="fuse first and build the patch on that, or do without: it only saves time",
             )
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            """The base's: what is saved or copied from here is a clean base, folded or not."""
+            state = super().state_dict(*args, **kwargs)
+            kept = known(self).kept
+            if kept is not None:
+                originals = {id(layer.weight): original for layer, original in kept.originals.items()}
+                for name, p in self.named_parameters(remove_duplicate=False):
+                    key = kwargs.get("prefix", "") + name
+                    if id(p) in originals and key in state:
+                        state[key] = originals[id(p)].to(p.device, copy=True)
+            return state
+
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            with lifted(self):
+                return super().load_state_dict(*args, **kwargs)
+
+        def _apply(self, *args: Any, **kwargs: Any) -> Any:
+            moved = super()._apply(*args, **kwargs)  # offloaders do this inside a generation: no originals needed
+            if (kept := known(self).kept) is not None:
+                with _or_beside(self):
+                    kept.rebase(known(self).current)
+            return moved
+
+        def fuse_lora(self, *args: Any, **kwargs: Any) -> Any:
+            with lifted(self):
+                return super().fuse_lora(*args, **kwargs)
+
+        def unfuse_lora(self, *args: Any, **kwargs: Any) -> Any:
+            with lifted(self):
+                return super().unfuse_lora(*args, **kwargs)
 
     return _named(Guarded, kind)
 
@@ -250,6 +279,13 @@ def _generating(kind: type) -> type:
             if hasattr(made, "__dict__"):
                 made.hotfix = snapshot
             return made
+
+        def unfuse_lora(self, *args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as originals:  # it goes to the layers and past the model
+                for model in models(self).values():
+                    if board(model) is not None:
+                        originals.enter_context(lifted(model))
+                return super().unfuse_lora(*args, **kwargs)
 
     return _named(Generating, kind)
 

@@ -1,24 +1,12 @@
-"""Snapshot: what is on a model at one moment. A change is another snapshot, and a running generation keeps its own.
-
-Nothing is locked while a model runs. A generation notes at its beginning which snapshot is current and is made under
-that one to its last step, whatever other threads put on or take off meanwhile.
-"""
+"""Snapshot: what is on a model at one moment. A change is another snapshot."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from copy import deepcopy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import RLock, get_ident
-from types import FrameType, MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-
-CHANGING = RLock()  # held while a board changes, never while a file is read or a model runs
 
 
 @dataclass(frozen=True)
@@ -70,6 +58,11 @@ class Snapshot:
         """Names what a picture was made under: sha256 over the ids of the patches in their order; empty without any."""
         return f"sha256:{hashlib.sha256(' '.join(self.order).encode()).hexdigest()}" if self.order else ""
 
+    @property
+    def names(self) -> str:
+        """Of the patches, with their versions, for people."""
+        return ", ".join(f"{factors.name} {factors.version}" for factors, _ in self.carried().values())
+
     def carried(self) -> dict[str, tuple[Factors, list[nn.Module]]]:
         """Id of every patch, in order, to one of its factors and the layers that carry it."""
         found: dict[str, tuple[Factors, list[nn.Module]]] = {}
@@ -94,63 +87,3 @@ class Snapshot:
             layers[layer] = Product((*(layers[layer].stack if layer in layers else ()), *factors))
             order += [f.id for f in factors if f.id not in order]
         return type(self)(tuple(order), layers)
-
-
-class Board:
-    """What all hooks of one model look at: the current snapshot, and which others a running generation still needs."""
-
-    def __init__(self, early: Mapping[int, FrameType]) -> None:
-        """`early` are calls of the pipeline that run already, by thread: nothing is on for them to their end."""
-        self.current = Snapshot()
-        self.early = dict(early)
-        self.pins: Counter[Snapshot] = Counter()
-        self.links: tuple[list[dict], list[Any], list[Any]] | None = None  # see hotfix/guard.py
-
-    def now(self) -> Snapshot:
-        """The snapshot of the generation that asks; the current one outside of any."""
-        if self.early and (found := self._early()) is not None:
-            return found
-        return _pinned.get().get(self, self.current)
-
-    def _early(self) -> Snapshot | None:
-        thread = get_ident()
-        frame = self.early.get(thread)
-        if frame is not None:
-            try:
-                frame.clear()  # refused as long as it runs
-            except RuntimeError:
-                return Snapshot()
-            self.early.pop(thread, None)
-        return None
-
-    def __deepcopy__(self, memo: dict) -> Self:
-        made = memo[id(self)] = type(self)({})
-        made.current = deepcopy(self.current, memo)
-        return made
-
-    @property
-    def needed(self) -> set[nn.Module]:
-        """Layers that carry something for the current snapshot, or for one that is still drawn with."""
-        return {layer for snapshot in (self.current, *self.pins) for layer in snapshot.layers}
-
-
-_pinned: ContextVar[Mapping[Board, Snapshot]] = ContextVar("hotfix_pinned", default=MappingProxyType({}))
-
-
-@contextmanager
-def pinned(boards: Sequence[Board]) -> Iterator[None]:
-    """Whatever runs inside, in this thread or task, is made under the snapshots that are current now."""
-    known = _pinned.get()
-    with CHANGING:  # of several boards, all before a change or all after it
-        mine = {board: board.current for board in boards if board not in known}
-        for board, snapshot in mine.items():
-            board.pins[snapshot] += 1
-    token = _pinned.set({**known, **mine})
-    try:
-        yield
-    finally:
-        _pinned.reset(token)
-        with CHANGING:
-            for board, snapshot in mine.items():
-                board.pins[snapshot] -= 1
-                board.pins += Counter()  # drops those that are at zero

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from packaging.requirements import Requirement
-from torch import nn
+from torch import Tensor, nn
 
 from hotfix import beside, guard, lock, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError
+from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
 from hotfix.sketch import SAME, distance, sketch
 from hotfix.snapshot import Factors, Snapshot
+from hotfix.switch import switch
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,22 @@ class Stack:
             hints = dict.fromkeys(problem.hint for problem in found if problem.hint)
             raise kind("; ".join(map(str, found)), hint="; ".join(hints))
 
-    def apply(self, pipe: Any) -> None:
+    def apply(self, pipe: Any, *, fold: bool = False, originals: Path | None = None) -> None:
         """Put the stack on, after whatever is on already: all of it or nothing. Twice is once.
 
+        Args:
+            pipe: a diffusers pipeline.
+            fold: write ΔW into the weights, which costs nothing at run time and keeps the touched originals; by default
+                it is computed beside them. What goes on later goes the way of what is on.
+            originals: a folder to keep them in, instead of in memory.
+
         Raises:
-            HotfixError: `check` found a problem; the pipeline is as it was.
+            HotfixError: `check` found a problem, or the stack cannot be folded; the pipeline is as it was.
         """
         self.check(pipe)
         on = {entry.id: entry.state for entry in applied(pipe)}
         new = [patch for patch in self.patches if on.get(patch.id) != "on"]
-        self._switch(pipe, {id_ for id_, state in on.items() if state != "on"}, new)
+        self._switch(pipe, {id_ for id_, state in on.items() if state != "on"}, new, Kept(originals) if fold else None)
 
     def remove(self, pipe: Any) -> None:
         """Take the stack's patches off, exactly; other patches stay, with the bits that they alone would give."""
@@ -128,7 +136,7 @@ class Stack:
         on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
         self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on])
 
-    def _switch(self, pipe: Any, gone: set[str], new: list[Patch]) -> None:
+    def _switch(self, pipe: Any, gone: set[str], new: list[Patch], fold: Kept | None = None) -> None:
         """Take some ids off and put some patches on top of the rest, on all components at once."""
         wanted, names = {}, {}
         for component, model in guard.models(pipe).items():
@@ -142,7 +150,7 @@ class Stack:
                         names[layer] = name
             if added or gone.intersection(before.order):
                 wanted[model] = before.without(gone).above(added)
-        guard.switch(pipe, wanted, names)
+        switch(pipe, wanted, names, fold)
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[None]:
@@ -176,7 +184,7 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
         layers = {layer: factors for _, layer, factors in _factors(patch, model)}
-        known = {name: weights.dense(beside.innermost(model, name)) for name in base.sketch}
+        known = {name: _of_the_base(model, beside.innermost(model, name)) for name in base.sketch}
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
     for layer, factors in layers.items():
@@ -190,6 +198,13 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
             hint="load the base that the patch names, or build the patch again for this one",
         )
     return None
+
+
+def _of_the_base(model: nn.Module, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """A weight as it was before anything was folded into it, in float32."""
+    board = guard.board(model)
+    kept = board.kept.originals if board is not None and board.kept is not None else {}
+    return kept[layer].float() if layer in kept else weights.dense(layer)
 
 
 def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d, Factors]]:

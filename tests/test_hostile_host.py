@@ -79,40 +79,45 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
 @pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
-def test_a_patch_that_is_on_stays_on(family, action, style, random_patches):
+def test_a_patch_that_is_on_stays_on(family, action, fold, style, random_patches):
     patch, folder = random_patches[family], style.get(family)
     wanted, *_ = after(action, born_with(patch, family), family, folder)
     bare, *_ = after(action, pico.HOSTS[family](), family, folder)
     pipe = pico.HOSTS[family]()
-    Stack.of(patch).apply(pipe)
+    Stack.of(patch).apply(pipe, fold=fold)
     found, pipe, _ = after(action, pipe, family, folder)
     assert alike(found, wanted, bare, action)
     assert [entry.state for entry in applied(pipe)] == ["on"]
 
 
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
 @pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
-def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off_again(family, action, style, random_patches):
+def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off(family, action, fold, style, random_patches):
     patch, folder = random_patches[family], style.get(family)
     wanted, *_ = after(action, born_with(patch, family), family, folder)
     bare, pipe, more = after(action, pico.HOSTS[family](), family, folder)
     original, stack = fingerprint(pipe), Stack.of(patch)
     if action in hosts.CHANGES_THE_BASE:
         with pytest.raises(BaseMismatch, match="sketch"):
-            stack.apply(pipe)
+            stack.apply(pipe, fold=fold)
         return
-    stack.apply(pipe)
+    stack.apply(pipe, fold=fold)
     assert alike(draw(pipe, family, **more), wanted, bare, action)
     stack.remove(pipe)
     assert torch.equal(draw(pipe, family, **more), bare)
     assert fingerprint(pipe) == original and not applied(pipe)
 
 
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
 @pytest.mark.parametrize("action", hosts.REFUSED, ids=lambda action: action.__name__)
 @pytest.mark.parametrize("family", pico.HOSTS)
-def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, random_patches):
+def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, fold, random_patches):
+    if fold and action is hosts.clear_the_hooks:
+        pytest.skip("nothing hangs on a hook")
     pipe = pico.HOSTS[family]()
-    Stack.of(random_patches[family]).apply(pipe)
+    Stack.of(random_patches[family]).apply(pipe, fold=fold)
     with pytest.raises(HostError, match=r"one 1\.0\.0"):
         after(action, pipe, family, None)
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from peft.functional import inject_adapter_in_model
 
-from hotfix import beside, guard, snapshot
+from hotfix import beside, guard, snapshot, switch
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, StackError
@@ -104,7 +104,7 @@ def test_a_with_block_takes_off_only_what_it_put_on(pipe, patches):
         (snapshot.Product, "on", 5),
         (guard, "reached", 0),
         (guard, "_links", 0),
-        (guard, "check", 0),
+        (switch, "check", 0),
         (torch.nn.Module, "register_forward_hook", 3),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
@@ -208,7 +208,7 @@ def test_replace_is_never_bare_and_undoes_itself_when_it_fails(pipe, family, pat
         check(model)
 
     with monkeypatch.context() as patched:
-        patched.setattr(guard, "check", watched)
+        patched.setattr(switch, "check", watched)
         old.replace(pipe, new)
     assert seen and all(seen)
     assert [entry.id for entry in applied(pipe)] == [patch.id for patch in new.patches]
@@ -220,7 +220,7 @@ def test_replace_is_never_bare_and_undoes_itself_when_it_fails(pipe, family, pat
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(guard, "check", broken)
+        patched.setattr(switch, "check", broken)
         new.replace(pipe, old)
     assert [entry.id for entry in applied(pipe)] == [patch.id for patch in new.patches]
     new.replace(pipe, old)

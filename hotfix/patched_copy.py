@@ -1,0 +1,59 @@
+"""A patched copy of a pipeline on disk, for those who must not need hotfix: the stack is in its weights for good."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix import beside
+from hotfix.errors import SaveError
+from hotfix.fold import delta, refuse_drowning, survival
+from hotfix.patch import A, B
+from hotfix.stack import Stack
+
+
+def fold(stack: Stack, pipe: Any, dtype: torch.dtype) -> None:
+    """Write a stack into the weights of a pipeline that is about to be saved in `dtype`. There is no way back.
+
+    Raises:
+        HotfixError: `stack.check` found a problem.
+        StackError: too little of the change would survive the rounding.
+    """
+    stack.check(pipe)
+    changes: dict[Tensor, Tensor] = {}
+    for patch in stack.patches:
+        model = getattr(pipe, patch.manifest.base.component)
+        for name in patch.layers:
+            weight = beside.innermost(model, name.removeprefix(f"{patch.manifest.base.component}.")).weight
+            change = delta(patch.tensors[name + A], patch.tensors[name + B])
+            changes[weight] = changes.get(weight, torch.zeros_like(change)) + change
+    refuse_drowning(survival(changes.items(), dtype), dtype)
+    with torch.no_grad():
+        for weight, change in changes.items():
+            weight.copy_(weight.float().cpu() + change)
+
+
+def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str) -> Path:
+    """Fold a stack into a pipeline and save it as `out`, whole or not at all.
+
+    Raises:
+        HotfixError: the stack does not fit, or too little of it would survive.
+        SaveError: the folder could not be written; nothing half-written is left.
+    """
+    kind = getattr(torch, dtype)
+    fold(stack, pipe, kind)
+    staging = out.with_name(f".{out.name}.partial")
+    try:
+        pipe.to(kind).save_pretrained(staging)
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {out}: {error.strerror}", hint="free some space or choose -o elsewhere"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out

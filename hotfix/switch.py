@@ -1,0 +1,94 @@
+"""Switch: make other snapshots current, on all models of a pipeline at once or on none."""
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hotfix.board import CHANGING, Board
+from hotfix.errors import HostError
+from hotfix.fold import Kept
+from hotfix.guard import board, check, hook, instrument, known, models, sweep
+from hotfix.snapshot import Snapshot
+
+
+def switch(
+    pipe: Any, wanted: Mapping[nn.Module, Snapshot], names: Mapping[nn.Module, str], fold: Kept | None = None
+) -> None:
+    """Make `wanted` what is on. New generations see it; those that run do not.
+
+    Args:
+        pipe: the pipeline of these models.
+        wanted: the new snapshot of each model.
+        names: of every layer that is new in a snapshot, in its model.
+        fold: where originals are to be kept, for models that nothing is on yet; None puts patches beside the weights.
+            What is folded already stays so.
+
+    Raises:
+        HostError: a layer is not reached any more, or the host wrote to folded weights.
+        StackError: a stack that cannot be folded. Whatever is raised, the previous snapshots are on.
+    """
+    for model, snapshot in wanted.items():
+        if fold is None and ((found := board(model)) is None or found.kept is None):
+            for layer, product in snapshot.layers.items():
+                weight = layer.get_parameter("weight")
+                product.on(weight.device, _dtype(weight))  # what can run out of memory does it here
+    with CHANGING, ExitStack() as alone:
+        before = {model: found.current if (found := board(model)) else Snapshot() for model in wanted}
+        try:
+            for model, snapshot in wanted.items():
+                if board(model) is None:
+                    instrument(pipe, model, Board(_running(model), None if fold is None else fold.of_its_own()))
+                known(model).names |= {layer: names[layer] for layer in snapshot.layers if layer in names}
+                if known(model).kept is None:
+                    hook(model, snapshot)
+                else:
+                    alone.enter_context(known(model).alone())
+                    _refuse_foreign(known(model))
+            for model, snapshot in wanted.items():
+                _make_current(known(model), snapshot)
+            for model in wanted:
+                check(model)
+        except BaseException:
+            for model, snapshot in before.items():
+                if (found := board(model)) is not None and found.current is not snapshot:
+                    _make_current(found, snapshot)
+            sweep(pipe, list(wanted))
+            raise
+        sweep(pipe, list(wanted))
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    """What the layer most likely computes in: not the 8 bits that it may be kept in."""
+    return weight.dtype if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else torch.float32
+
+
+def _make_current(found: Board, snapshot: Snapshot) -> None:
+    if found.kept is not None:
+        found.kept.fold(snapshot)
+    found.current, found.links = snapshot, None
+
+
+def _refuse_foreign(found: Board) -> None:
+    if found.kept is not None and (foreign := found.kept.foreign()):
+        raise HostError(
+            f"somebody else wrote to {len(foreign)} of the weights that {found.current.names} is folded into",
+            hint="undo that first: going back to the originals would lose it",
+        )
+
+
+def _running(model: nn.Module) -> dict[int, FrameType]:
+    """Calls of pipelines with this model that other threads are in: they began before anything could be noted."""
+    found = {}
+    for thread, innermost_frame in sys._current_frames().items():
+        frame: FrameType | None = innermost_frame
+        while frame is not None:
+            pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
+            if pipe is not model and any(part is model for part in models(pipe).values()):
+                found[thread] = frame
+            frame = frame.f_back
+    return found

@@ -1,0 +1,164 @@
+"""Folded into the weights, with the originals kept: nothing adds up, nothing is lost, nobody is overwritten."""
+
+import threading
+
+import pico
+import pytest
+import torch
+from patching import denoiser, random_patch
+from test_hostile_host import draw
+
+from hotfix import guard
+from hotfix.beside import innermost
+from hotfix.demo import fingerprint
+from hotfix.errors import HostError, StackError
+from hotfix.stack import Stack, applied
+
+
+@pytest.fixture
+def patches(family):
+    pipe = pico.HOSTS[family]()
+    return [random_patch(pipe, f"patch-{seed}", seed, rank=seed + 1, every=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture(params=sorted(pico.HOSTS))
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def pipe(family):
+    return pico.HOSTS[family]()
+
+
+def bits(pipe):
+    """Every number that the model multiplies with, as it is: `state_dict` says what the base has."""
+    return torch.cat([p.detach().flatten().double() for p in denoiser(pipe).parameters()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_a_hundred_changes_leave_no_bit_behind(pipe, family, patches, dtype, where, tmp_path):
+    denoiser(pipe).to(dtype)
+    original, before = fingerprint(pipe), bits(pipe)
+    stacks = [Stack.of(*patches[:n]) for n in (1, 2, 3)]
+    alone = {}
+    for stack in stacks:
+        stack.apply(pipe, fold=True)
+        alone[len(stack.patches)] = bits(pipe)
+        stack.remove(pipe)
+    order = torch.randint(3, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    on = stacks[order[0]]
+    on.apply(pipe, fold=True, originals=tmp_path if where == "disk" else None)
+    for n in order[1:]:
+        on.replace(pipe, stacks[n])
+        on = stacks[n]
+        assert torch.equal(bits(pipe), alone[len(on.patches)])
+    on.remove(pipe)
+    assert torch.equal(bits(pipe), before) and fingerprint(pipe) == original
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_only_touched_weights_are_kept(pipe, patches):
+    stack = Stack.of(patches[1])
+    stack.apply(pipe, fold=True)
+    model = denoiser(pipe)
+    touched = [innermost(model, name.split(".", 1)[1]).weight for name in patches[1].layers]
+    assert (
+        guard.known(model).kept.bytes
+        == sum(weight.nbytes for weight in touched)
+        < sum(p.nbytes for p in model.parameters())
+    )
+
+
+def test_what_is_saved_is_a_clean_base(pipe, family, patches, tmp_path):
+    bare = draw(pipe, family)
+    Stack.of(*patches).apply(pipe, fold=True)
+    assert not torch.equal(draw(pipe, family), bare)
+    pipe.save_pretrained(tmp_path)
+    again = type(pico.HOSTS[family]()).from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again, family), bare)
+    model = denoiser(pipe)
+    model.save_pretrained(tmp_path / "model")
+    kept = type(denoiser(pico.HOSTS[family]())).from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in denoiser(pico.HOSTS[family]()).state_dict().items())
+
+
+def test_a_small_change_is_not_folded_into_few_bits(pipe, family):
+    patch = random_patch(pipe, "small", 1, size=1e-3)
+    denoiser(pipe).to(torch.bfloat16)
+    before = bits(pipe)
+    with pytest.raises(StackError, match="would survive in bfloat16"):
+        Stack.of(patch).apply(pipe, fold=True)
+    assert torch.equal(bits(pipe), before) and not applied(pipe)
+    Stack.of(patch).apply(pipe)
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+
+
+def test_a_cast_that_would_drown_it_raises_and_leaves_it_beside(pipe, family):
+    patch = random_patch(pipe, "small", 1, size=1e-3)
+    Stack.of(patch).apply(pipe, fold=True)
+    with pytest.raises(StackError, match="would survive in bfloat16"):
+        denoiser(pipe).to(torch.bfloat16)
+    assert guard.known(denoiser(pipe)).kept is None
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+    Stack.of(patch).remove(pipe)
+    fresh = pico.HOSTS[family]()
+    denoiser(fresh).to(torch.bfloat16)
+    assert torch.equal(bits(pipe), bits(fresh))
+
+
+def test_what_somebody_else_writes_is_told_and_never_overwritten(pipe, family, patches):
+    stack = Stack.of(patches[0])
+    stack.apply(pipe, fold=True)
+    layer = innermost(denoiser(pipe), patches[0].layers[0].split(".", 1)[1])
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    after = bits(pipe)
+    assert [entry.state for entry in applied(pipe)] == ["broken"]
+    with pytest.raises(HostError, match=r"patch-1 1\.0\.0"):
+        draw(pipe, family)
+    for change in (lambda: stack.remove(pipe), lambda: stack.replace(pipe, Stack.of(patches[1]))):
+        with pytest.raises(HostError, match="somebody else wrote"):
+            change()
+        assert torch.equal(bits(pipe), after)
+
+
+def test_a_change_of_folded_weights_waits_for_the_picture(pipe, family, patches):
+    old, new = Stack.of(patches[0]), Stack.of(patches[1])
+    old.apply(pipe, fold=True)
+    before, model = draw(pipe, family), denoiser(pipe)
+    started, done = threading.Event(), []
+
+    def change():
+        started.set()
+        old.replace(pipe, new)
+        done.append(True)
+
+    thread = threading.Thread(target=change)
+
+    def step(module, args, kwargs):
+        if not started.is_set():
+            thread.start()
+            started.wait()
+            thread.join(0.3)
+            assert not done
+
+    handle = model.register_forward_pre_hook(step, with_kwargs=True)
+    assert torch.equal(draw(pipe, family), before)
+    thread.join(60)
+    handle.remove()
+    assert done
+    alone = pico.HOSTS[family]()
+    new.apply(alone, fold=True)
+    assert torch.equal(draw(pipe, family), draw(alone, family))
+
+
+def test_a_folded_stack_cannot_change_inside_its_own_generation(pipe, family, patches):
+    old, new = Stack.of(patches[0]), Stack.of(patches[1])
+    old.apply(pipe, fold=True)
+    before = bits(pipe)
+    with guard.generation(pipe), pytest.raises(HostError, match="inside a generation"):
+        old.replace(pipe, new)
+    assert torch.equal(bits(pipe), before)
