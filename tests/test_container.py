@@ -101,6 +101,15 @@ def test_what_a_canonical_writer_would_not_write_is_refused(raw, words):
         container.parse(raw, "file")
 
 
+def test_no_length_of_a_header_is_taken_for_a_pickle():
+    lengths = set()
+    for size in range(40, 1600, 8):
+        raw = container.dump({"about": "x" * size}, {})
+        lengths.add(raw[:2])
+        assert container.parse(raw, "file")[0] == {"about": "x" * size}
+    assert {b"\x80\x02", b"\x80\x04", b"\x80\x05"} <= lengths
+
+
 def test_tensors_lie_on_64_byte_boundaries_when_their_sizes_do():
     raw = container.dump(
         {}, {"a": Entry("F32", (16,), memoryview(b"a" * 64)), "b": Entry("F32", (32,), memoryview(b"b" * 128))}
