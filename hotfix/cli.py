@@ -168,6 +168,7 @@ def apply(
     out: Out,
     stack: Annotated[Path, Parameter(help="The lock to apply.")] = Path(lock.LOCK),
     dtype: Annotated[str, Parameter(help="float32, float16 or bfloat16.")] = "float32",
+    allow_related_base: Annotated[bool, Parameter(negative=(), help="Also onto weights made from the base.")] = False,
 ) -> None:
     """Write a patched copy of a saved pipeline: the change is folded into the weights, the original is untouched.
 
@@ -184,7 +185,7 @@ def apply(
     pipe = _pipeline(pipeline)
     from hotfix.patched_copy import save_folded
 
-    print(save_folded(patches, pipe, out, dtype))
+    print(save_folded(patches, pipe, out, dtype, allow_related_base=allow_related_base))
 
 
 @app.command

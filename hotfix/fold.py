@@ -6,9 +6,11 @@ computed in float32 from the kept original W at every change, so that errors nev
 nothing is ever subtracted. A folded model cannot be under two stacks at once: a change waits for running generations.
 """
 
+import contextlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from uuid import uuid4
+from tempfile import mkstemp
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +65,6 @@ class Kept:
         self.originals: dict[nn.Module, Tensor] = {}
         self.written: dict[nn.Module, Tensor] = {}  # a sample of each folded weight
 
-    def of_its_own(self) -> "Kept":
-        """Another of the same place, for one model."""
-        return Kept(self.folder and self.folder / str(uuid4()))
-
     @property
     def bytes(self) -> int:
         """What the originals take."""
@@ -78,7 +76,10 @@ class Kept:
         Raises:
             StackError: too little of the change would survive, or the weights are quantised. Nothing was written.
         """
-        pairs = [(self.original(layer), product) for layer, product in snapshot.layers.items()]
+        pairs = [
+            (self.originals.get(layer, layer.get_parameter("weight")), product)
+            for layer, product in snapshot.layers.items()
+        ]
         for dtype in {original.dtype for original, _ in pairs}:
             if not dtype.is_floating_point or dtype.itemsize < 2:
                 raise StackError("the weights are quantised", hint="put the stack on beside them instead")
@@ -88,19 +89,20 @@ class Kept:
             self._write(layer, self.originals[layer])
             del self.originals[layer], self.written[layer]
         for layer, product in snapshot.layers.items():
-            original = self.originals.setdefault(layer, self.original(layer))
+            if layer not in self.originals:
+                self.originals[layer] = self._copy(layer.get_parameter("weight").detach())
+            original = self.originals[layer]
             self._write(layer, (original.float() + change(product)).to(original.dtype))
 
-    def original(self, layer: nn.Module) -> Tensor:
-        """W, from where it is kept, or a copy of the weight as it is."""
-        if layer in self.originals:
-            return self.originals[layer]
-        weight = layer.get_parameter("weight").detach()
+    def _copy(self, weight: Tensor) -> Tensor:
         if self.folder is None:
             return weight.cpu().clone()
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{len(self.originals)}.bin"
-        on_disk = torch.from_file(str(path), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+        descriptor, name = mkstemp(dir=self.folder)
+        os.close(descriptor)
+        on_disk = torch.from_file(name, shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+        with contextlib.suppress(OSError):  # mapped, it needs no name any more, and is gone with the process
+            os.unlink(name)
         return on_disk.copy_(weight)
 
     def rebase(self, snapshot: Snapshot) -> None:

@@ -14,14 +14,14 @@ from hotfix.patch import A, B
 from hotfix.stack import Stack
 
 
-def fold(stack: Stack, pipe: Any, dtype: torch.dtype) -> None:
+def fold(stack: Stack, pipe: Any, dtype: torch.dtype, allow_related_base: bool) -> None:
     """Write a stack into the weights of a pipeline that is about to be saved in `dtype`. There is no way back.
 
     Raises:
         HotfixError: `stack.check` found a problem.
         StackError: too little of the change would survive the rounding.
     """
-    stack.check(pipe)
+    stack.check(pipe, allow_related_base=allow_related_base)
     changes: dict[Tensor, Tensor] = {}
     for patch in stack.patches:
         model = getattr(pipe, patch.manifest.base.component)
@@ -35,7 +35,7 @@ def fold(stack: Stack, pipe: Any, dtype: torch.dtype) -> None:
             weight.copy_(weight.float().cpu() + change)
 
 
-def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str) -> Path:
+def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str, *, allow_related_base: bool = False) -> Path:
     """Fold a stack into a pipeline and save it as `out`, whole or not at all.
 
     Raises:
@@ -43,7 +43,7 @@ def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str) -> Path:
         SaveError: the folder could not be written; nothing half-written is left.
     """
     kind = getattr(torch, dtype)
-    fold(stack, pipe, kind)
+    fold(stack, pipe, kind, allow_related_base)
     staging = out.with_name(f".{out.name}.partial")
     try:
         pipe.to(kind).save_pretrained(staging)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LAYERS = 16  # enough to recognise a model; a sketch of more only makes the manifest longer
 SAME = 0.02  # largest root-mean-square difference that still counts as the same weights
+RELATED = 0.5  # and as weights made from them; between models of other training it is about 1.4
 
 
 def signs(layer: str, count: int) -> Tensor:

@@ -17,6 +17,7 @@ class Factors:
     version: str
     id: str
     layers: int  # how many layers the patch has in all: fewer than that, and it is not whole
+    related: bool  # on weights that are only like those it was made for
     a: Tensor  # (r, in) or (r, in, kh, kw)
     b: Tensor  # (out, r) or (out, r, 1, 1)
 

@@ -16,7 +16,7 @@ from hotfix import beside, guard, lock, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
-from hotfix.sketch import SAME, distance, sketch
+from hotfix.sketch import RELATED, SAME, distance, sketch
 from hotfix.snapshot import Factors, Snapshot
 from hotfix.switch import switch
 
@@ -29,6 +29,7 @@ class Applied:
     version: str
     id: str
     state: str  # "on", or "broken" when some of its layers no longer carry it
+    related: bool  # the base is not the one that it was made for, and somebody allowed that
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Stack:
         """Read a lock and its patches. Raises StackError when one is no longer the patch that was locked."""
         return cls(tuple(lock.load(Path(path))))
 
-    def problems(self, pipe: Any, instead_of: "Stack | None" = None) -> list[HotfixError]:
+    def problems(
+        self, pipe: Any, *, instead_of: "Stack | None" = None, allow_related_base: bool = False
+    ) -> list[HotfixError]:
         """Everything that speaks against putting this stack on this pipeline, in place of another; touches nothing."""
         gone = {patch.id for patch in instead_of.patches} if instead_of else set()
         found: list[HotfixError] = []
@@ -81,7 +84,7 @@ class Stack:
             for text in manifest.supersedes:
                 if _met(text, versions):
                     found.append(StackError(f"{me} supersedes {text}, which is still listed", hint=f"hotfix rm {text}"))
-            problem = base_problem(patch, pipe)
+            problem = base_problem(patch, pipe, allow_related_base)
             if problem is not None:
                 found.append(problem)
         for on in applied(pipe):
@@ -91,20 +94,28 @@ class Stack:
                 )
         return found
 
-    def check(self, pipe: Any, instead_of: "Stack | None" = None) -> None:
+    def check(self, pipe: Any, *, instead_of: "Stack | None" = None, allow_related_base: bool = False) -> None:
         """Raise one error that names every problem; touch nothing.
+
+        Args:
+            pipe: a diffusers pipeline.
+            instead_of: a stack that goes off in the same moment.
+            allow_related_base: take weights that are like those the patch was made for, but not the same: quantised to
+                4 bits, fine-tuned, or with something fused into them. What was measured does not speak of them.
 
         Raises:
             BaseMismatch: the only problems are about the base.
             StackError: anything else.
         """
-        found = self.problems(pipe, instead_of)
+        found = self.problems(pipe, instead_of=instead_of, allow_related_base=allow_related_base)
         if found:
             kind = BaseMismatch if all(isinstance(problem, BaseMismatch) for problem in found) else StackError
             hints = dict.fromkeys(problem.hint for problem in found if problem.hint)
             raise kind("; ".join(map(str, found)), hint="; ".join(hints))
 
-    def apply(self, pipe: Any, *, fold: bool = False, originals: Path | None = None) -> None:
+    def apply(
+        self, pipe: Any, *, fold: bool = False, originals: Path | None = None, allow_related_base: bool = False
+    ) -> None:
         """Put the stack on, after whatever is on already: all of it or nothing. Twice is once.
 
         Args:
@@ -112,31 +123,35 @@ class Stack:
             fold: write ΔW into the weights, which costs nothing at run time and keeps the touched originals; by default
                 it is computed beside them. What goes on later goes the way of what is on.
             originals: a folder to keep them in, instead of in memory.
+            allow_related_base: as for `check`; `applied` says so of each patch from then on.
 
         Raises:
             HotfixError: `check` found a problem, or the stack cannot be folded; the pipeline is as it was.
         """
-        self.check(pipe)
+        self.check(pipe, allow_related_base=allow_related_base)
         on = {entry.id: entry.state for entry in applied(pipe)}
         new = [patch for patch in self.patches if on.get(patch.id) != "on"]
-        self._switch(pipe, {id_ for id_, state in on.items() if state != "on"}, new, Kept(originals) if fold else None)
+        broken = {id_ for id_, state in on.items() if state != "on"}
+        self._switch(pipe, broken, new, allow_related_base, Kept(originals) if fold else None)
 
     def remove(self, pipe: Any) -> None:
         """Take the stack's patches off, exactly; other patches stay, with the bits that they alone would give."""
         self._switch(pipe, {patch.id for patch in self.patches}, [])
 
-    def replace(self, pipe: Any, new: Self) -> None:
+    def replace(self, pipe: Any, new: Self, *, allow_related_base: bool = False) -> None:
         """Take this stack off and put `new` on, in one step: no picture is made with neither.
 
         Raises:
             HotfixError: `new.check` found a problem; the pipeline is as it was.
         """
         gone = {patch.id for patch in self.patches} - {patch.id for patch in new.patches}
-        new.check(pipe, instead_of=self)
+        new.check(pipe, instead_of=self, allow_related_base=allow_related_base)
         on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
-        self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on])
+        self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on], allow_related_base)
 
-    def _switch(self, pipe: Any, gone: set[str], new: list[Patch], fold: Kept | None = None) -> None:
+    def _switch(
+        self, pipe: Any, gone: set[str], new: list[Patch], allow_related: bool = False, fold: Kept | None = None
+    ) -> None:
         """Take some ids off and put some patches on top of the rest, on all components at once."""
         wanted, names = {}, {}
         for component, model in guard.models(pipe).items():
@@ -145,7 +160,8 @@ class Stack:
             added: dict[nn.Module, list[Factors]] = {}
             for patch in new:
                 if patch.manifest.base.component == component:
-                    for name, layer, factors in _factors(patch, model):
+                    related = allow_related and _apart(patch, model) > SAME
+                    for name, layer, factors in _factors(patch, model, related):
                         added.setdefault(layer, []).append(factors)
                         names[layer] = name
             if added or gone.intersection(before.order):
@@ -171,11 +187,11 @@ def applied(pipe: Any) -> tuple[Applied, ...]:
             reached = guard.reached(model)
             for one, layers in board.now().carried().values():
                 whole = len(reached.intersection(layers)) == one.layers
-                found.append(Applied(one.name, one.version, one.id, "on" if whole else "broken"))
+                found.append(Applied(one.name, one.version, one.id, "on" if whole else "broken", one.related))
     return tuple(found)
 
 
-def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
+def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMismatch | None:
     """Why a patch cannot act on this pipeline, or None: component, layers, shapes, and the sketch of the weights."""
     base = patch.manifest.base
     me, hint = f"{patch.name} {patch.version}", f"it was made for {base.repo}"
@@ -184,20 +200,26 @@ def base_problem(patch: Patch, pipe: Any) -> BaseMismatch | None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
         layers = {layer: factors for _, layer, factors in _factors(patch, model)}
-        known = {name: _of_the_base(model, beside.innermost(model, name)) for name in base.sketch}
+        apart = _apart(patch, model)
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
     for layer, factors in layers.items():
         delta = (factors.b.shape[0], *factors.a.shape[1:])
         if (found := weights.shape(layer)) != delta:
             return BaseMismatch(f"{me} holds a change of shape {delta} for a weight of {found}", hint=hint)
-    apart = distance(base.sketch, sketch(known))
-    if not apart <= SAME:
-        return BaseMismatch(
-            f"{me} was made for {base.repo}; these weights differ (sketch {apart:.3f} > {SAME})",
-            hint="load the base that the patch names, or build the patch again for this one",
-        )
-    return None
+    if apart <= (RELATED if allow_related else SAME):
+        return None
+    hint = "load the base that the patch names, or build the patch again for this one"
+    if apart <= RELATED:
+        hint = f"{hint}; --allow-related-base takes it as it is, unmeasured"
+    kind = "are like those, but differ" if apart <= RELATED else "are others"
+    return BaseMismatch(f"{me} was made for {base.repo}; these weights {kind} (sketch {apart:.3f} > {SAME})", hint=hint)
+
+
+def _apart(patch: Patch, model: nn.Module) -> float:
+    """Distance of the weights to those that a patch was made for."""
+    there = patch.manifest.base.sketch
+    return distance(there, sketch({name: _of_the_base(model, beside.innermost(model, name)) for name in there}))
 
 
 def _of_the_base(model: nn.Module, layer: nn.Linear | nn.Conv2d) -> Tensor:
@@ -207,13 +229,15 @@ def _of_the_base(model: nn.Module, layer: nn.Linear | nn.Conv2d) -> Tensor:
     return kept[layer].float() if layer in kept else weights.dense(layer)
 
 
-def _factors(patch: Patch, model: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d, Factors]]:
+def _factors(
+    patch: Patch, model: nn.Module, related: bool = False
+) -> Iterator[tuple[str, nn.Linear | nn.Conv2d, Factors]]:
     prefix = f"{patch.manifest.base.component}."
     for key in patch.layers:
         name = key.removeprefix(prefix)
         layer = beside.innermost(model, name)
         a, b = patch.tensors[key + A], patch.tensors[key + B]
-        yield name, layer, Factors(patch.name, patch.version, patch.id, len(patch.layers), a, b)
+        yield name, layer, Factors(patch.name, patch.version, patch.id, len(patch.layers), related, a, b)
 
 
 def _met(text: str, versions: dict[str, str]) -> bool:

@@ -42,7 +42,7 @@ def switch(
         try:
             for model, snapshot in wanted.items():
                 if board(model) is None:
-                    instrument(pipe, model, Board(_running(model), None if fold is None else fold.of_its_own()))
+                    instrument(pipe, model, Board(_running(model), None if fold is None else Kept(fold.folder)))
                 known(model).names |= {layer: names[layer] for layer in snapshot.layers if layer in names}
                 if known(model).kept is None:
                     hook(model, snapshot)

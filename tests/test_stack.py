@@ -162,6 +162,28 @@ def test_another_base_of_the_same_class_is_refused_untouched(family, patches, se
     assert fingerprint(other) == original
 
 
+def test_a_related_base_is_taken_when_somebody_allows_it_and_that_is_recorded(pipe, family, patches):
+    with torch.no_grad():
+        for p in Denoiser(pipe, {}).model.parameters():
+            p += 0.1 * p.std().nan_to_num(0) * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    original, stack = fingerprint(pipe), Stack.of(patches[0])
+    with pytest.raises(BaseMismatch, match="like those, but differ") as refused:
+        stack.apply(pipe)
+    assert "--allow-related-base" in refused.value.hint
+    assert fingerprint(pipe) == original
+    stack.apply(pipe, allow_related_base=True)
+    assert [(entry.state, entry.related) for entry in applied(pipe)] == [("on", True)]
+    stack.remove(pipe)
+    assert fingerprint(pipe) == original
+
+
+def test_another_base_is_refused_even_then(family, patches):
+    other = pico.MAKE[family](seed=1)
+    with pytest.raises(BaseMismatch, match="are others"):
+        Stack.of(patches[0]).apply(other, allow_related_base=True)
+    assert not applied(other)
+
+
 def test_a_base_of_another_class_is_refused(built):
     with pytest.raises(BaseMismatch, match="which the StableDiffusion3Pipeline has not"):
         Stack.of(built["ddpm"][0]).apply(pico.sd3())
