@@ -1,8 +1,6 @@
 """Recipe → patch: the one place that knows the order of the steps."""
 
-import os
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, StackError
 from hotfix.fold import delta, survival
-from hotfix.manifest import BaseIdentity, Manifest, Scope
+from hotfix.manifest import BaseIdentity, Manifest, Scope, now
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe
 from hotfix.sketch import sketch
@@ -154,17 +152,10 @@ def _patch(
             for dtype in (torch.bfloat16, torch.float16)
         },
         request=recipe.request,
-        created=_now(),
+        created=now(),
         tool=f"hotfix {version('diffusion-hotfix')}",
     )
     return Patch(manifest.text(), entries)
-
-
-def _now() -> str:
-    """UTC, or SOURCE_DATE_EPOCH where a build has to be reproducible to the byte."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _frozen:

@@ -209,6 +209,30 @@ def rm(names: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Loc
 
 
 @app.command
+def merge(
+    patches: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["-o", "--out"], help="NAME-VERSION.safetensors.")],
+    json: Json = False,
+) -> None:
+    """Several patches as one, exactly: their factors side by side. It supersedes its parts.
+
+    Args:
+        patches: .safetensors files of one base, in stack order.
+    """
+    from hotfix.merge import merge as merged
+    from hotfix.patch import Patch
+
+    name, _, version = out.name.removesuffix(".safetensors").rpartition("-")
+    if out.suffix != ".safetensors" or not name:
+        raise StackError(f"-o is {out.name}", wanted="NAME-VERSION.safetensors", hint="such as faces-1.0.0.safetensors")
+    made = merged([Patch.load(path) for path in patches], name, version)
+    path = made.save(out)
+    console.data({"path": str(path), "id": made.id}, str(path), json)
+
+
+@app.command
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
     """What hotfix.lock lists, in order, and whether the files are still the ones that were locked."""
     rows = [

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -102,6 +104,13 @@ class Manifest(_Part):
     def text(self) -> str:
         """The manifest as it is stored: compact JSON with sorted keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def now() -> str:
+    """UTC, or SOURCE_DATE_EPOCH where a build has to be reproducible to the byte."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def identity(text: str) -> str:

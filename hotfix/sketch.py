@@ -6,7 +6,7 @@ copy, of order 1 for another model.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -24,16 +24,20 @@ def signs(layer: str, count: int) -> Tensor:
     return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
 
 
+def spread(layers: Iterable[str]) -> list[str]:
+    """At most 16 of these, evenly over the sorted names."""
+    names = sorted(layers)
+    return [names[i * len(names) // min(LAYERS, len(names))] for i in range(min(LAYERS, len(names)))]
+
+
 def sketch(weights: Mapping[str, Tensor]) -> dict[str, float]:
     """One number per layer, for at most 16 layers spread evenly over the sorted names.
 
     Args:
         weights: layer name to weight matrix, any shape, any floating dtype, any device.
     """
-    names = sorted(weights)
-    chosen = [names[i * len(names) // min(LAYERS, len(names))] for i in range(min(LAYERS, len(names)))]
     numbers = {}
-    for name in chosen:
+    for name in spread(weights):
         w = weights[name].detach().flatten().to("cpu", torch.float32)
         numbers[name] = round(float(w @ signs(name, w.numel()) / w.norm().clamp_min(1e-30)), 6)
     return numbers

@@ -1,0 +1,112 @@
+"""Merge: several patches of one base as one, exactly.
+
+Factors are concatenated, never summed: ΔW = [B_1 B_2] [A_1; A_2].
+"""
+
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+
+import torch
+from packaging.requirements import Requirement
+from pydantic import ValidationError
+from torch import Tensor
+
+from hotfix.errors import StackError
+from hotfix.manifest import Manifest, now
+from hotfix.patch import A, B, Patch, digest, from_torch
+from hotfix.sketch import SAME, distance, spread
+
+
+def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
+    """One patch that does what a stack of these does, in this order.
+
+    It supersedes its parts, and requires and conflicts with what they do among others. Every layer gets the same rank,
+    filled up with zeros, because readers of plain LoRA files know only one. How much of it would survive rounding
+    cannot be told without the base, so `merge_survival` is empty. What was measured of the parts was not measured of
+    the whole: score it.
+
+    Args:
+        patches: at least two, with different names.
+        name: of the new patch line.
+        version: PEP 440.
+
+    Raises:
+        StackError: fewer than two, two of one name, or patches of different bases.
+    """
+    names = [patch.name for patch in patches]
+    if len(patches) < 2 or len(set(names)) < len(names):
+        raise StackError(
+            f"{', '.join(names) or 'nothing'} cannot be merged",
+            wanted="two patches or more, of different names",
+            hint="of two versions of one patch, leave the older out",
+        )
+    first = patches[0].manifest
+    for patch in patches[1:]:
+        _same_base(first, patch.manifest)
+    entries = from_torch(_concatenated(patches))
+    parts = [patch.manifest for patch in patches]
+    inside = {patch.name: patch.version for patch in patches}
+    try:
+        manifest = Manifest(
+            name=name,
+            version=version,
+            digest=digest(entries),
+            base=first.base.model_copy(update={"sketch": _sketch(parts)}),
+            recipe={"merged": [{"id": patch.id, "recipe": patch.manifest.recipe} for patch in patches]},
+            requires=sorted({text for one in parts for text in one.requires if Requirement(text).name not in inside}),
+            conflicts=sorted({text for one in parts for text in one.conflicts}),
+            supersedes=sorted(
+                {text for one in parts for text in one.supersedes} | {f"{n}=={v}" for n, v in inside.items()}
+            ),
+            scope=first.scope.model_copy(update={"t_lo": max(one.scope.t_lo for one in parts)}),
+            targets=[target for one in parts for target in one.targets],
+            strength=1.0,
+            request="; ".join(dict.fromkeys(one.request for one in parts if one.request)),
+            created=now(),
+            tool=f"hotfix {installed('diffusion-hotfix')}",
+        )
+    except ValidationError as error:
+        raise StackError(
+            f"{name} {version} cannot be merged into",
+            wanted="a name of small letters, digits and hyphens, and a version such as 1.0.0",
+            hint=str(error.errors()[0]["msg"]),
+        ) from error
+    return Patch(manifest.text(), entries)
+
+
+def _concatenated(patches: Sequence[Patch]) -> dict[str, Tensor]:
+    layers = sorted({layer for patch in patches for layer in patch.layers})
+    factors = {}
+    for layer in layers:
+        having = [patch.tensors for patch in patches if layer + A in patch.tensors]
+        factors[layer + A] = torch.cat([tensors[layer + A].float() for tensors in having], dim=0)
+        factors[layer + B] = torch.cat([tensors[layer + B].float() for tensors in having], dim=1)
+    rank = max(factors[layer + A].shape[0] for layer in layers)
+    for layer in layers:
+        a, b = factors[layer + A], factors[layer + B]
+        missing = rank - a.shape[0]
+        factors[layer + A] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])], dim=0)
+        factors[layer + B] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
+    return factors
+
+
+def _sketch(parts: Sequence[Manifest]) -> dict[str, float]:
+    """Of layers that the parts are recognised by: they agree on those that they share."""
+    known = {layer: number for one in parts for layer, number in one.base.sketch.items()}
+    return {layer: known[layer] for layer in spread(known)}
+
+
+def _same_base(one: Manifest, other: Manifest) -> None:
+    a, b = one.base, other.base
+    common = {layer: number for layer, number in a.sketch.items() if layer in b.sketch}
+    alike = not common or distance(common, b.sketch) <= SAME
+    if (a.pipeline_class, a.component, a.component_class) != (
+        b.pipeline_class,
+        b.component,
+        b.component_class,
+    ) or not alike:
+        raise StackError(
+            f"{other.name} {other.version} was made for {b.repo}, {one.name} {one.version} for {a.repo}",
+            wanted="patches of one base",
+            hint="put them on together instead: Stack.of(…).check(pipe) says whether they fit",
+        )
