@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from packaging.requirements import Requirement
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ class Applied:
     name: str
     version: str
     id: str
-    state: str  # "on", or "broken" when some of its layers no longer carry it
+    # shadowed: some of its layers are no longer asked; drifted: somebody wrote to the weights that it is folded into
+    state: Literal["on", "shadowed", "drifted"]
+    folded: bool
     related: bool  # the base is not the one that it was made for, and somebody allowed that
 
 
@@ -160,7 +162,7 @@ class Stack:
             added: dict[nn.Module, list[Factors]] = {}
             for patch in new:
                 if patch.manifest.base.component == component:
-                    related = allow_related and _apart(patch, model) > SAME
+                    related = allow_related and apart_from_base(patch, model) > SAME
                     for name, layer, factors in _factors(patch, model, related):
                         added.setdefault(layer, []).append(factors)
                         names[layer] = name
@@ -184,10 +186,13 @@ def applied(pipe: Any) -> tuple[Applied, ...]:
     found = []
     for model in guard.models(pipe).values():
         if (board := guard.board(model)) is not None:
-            reached = guard.reached(model)
+            reached, folded = guard.reached(model), board.kept is not None
+            written_to = board.kept.foreign() if board.kept is not None else set()
             for one, layers in board.now().carried().values():
-                whole = len(reached.intersection(layers)) == one.layers
-                found.append(Applied(one.name, one.version, one.id, "on" if whole else "broken", one.related))
+                state: Literal["on", "shadowed", "drifted"] = "on"
+                if len(reached.intersection(layers)) < one.layers:
+                    state = "drifted" if written_to.intersection(layers) else "shadowed"
+                found.append(Applied(one.name, one.version, one.id, state, folded, one.related))
     return tuple(found)
 
 
@@ -200,7 +205,7 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
         layers = {layer: factors for _, layer, factors in _factors(patch, model)}
-        apart = _apart(patch, model)
+        apart = apart_from_base(patch, model)
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
     for layer, factors in layers.items():
@@ -216,7 +221,7 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
     return BaseMismatch(f"{me} was made for {base.repo}; these weights {kind} (sketch {apart:.3f} > {SAME})", hint=hint)
 
 
-def _apart(patch: Patch, model: nn.Module) -> float:
+def apart_from_base(patch: Patch, model: nn.Module) -> float:
     """Distance of the weights to those that a patch was made for."""
     there = patch.manifest.base.sketch
     return distance(there, sketch({name: _of_the_base(model, beside.innermost(model, name)) for name in there}))

@@ -116,7 +116,7 @@ def test_what_somebody_else_writes_is_told_and_never_overwritten(pipe, family, p
     with torch.no_grad():
         layer.weight.add_(1.0)
     after = bits(pipe)
-    assert [entry.state for entry in applied(pipe)] == ["broken"]
+    assert [entry.state for entry in applied(pipe)] == ["drifted"]
     with pytest.raises(HostError, match=r"patch-1 1\.0\.0"):
         draw(pipe, family)
     for change in (lambda: stack.remove(pipe), lambda: stack.replace(pipe, Stack.of(patches[1]))):

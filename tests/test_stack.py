@@ -137,7 +137,7 @@ def test_a_hook_lost_on_one_layer_is_told(pipe, patches):
     Stack.of(patches[0]).apply(pipe)
     layer, key, _ = next(beside.hooks(Denoiser(pipe, {}).model))
     del layer._forward_hooks[key]
-    assert [entry.state for entry in applied(pipe)] == ["broken"]
+    assert [entry.state for entry in applied(pipe)] == ["shadowed"]
 
 
 def test_the_hosts_own_adapter_neither_loses_nor_kills_the_patch(pipe, family, patches):
