@@ -7,11 +7,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "building": ["build"],
         "errors": ["HotfixError"],
+        "guard": ["generation"],
         "patch": ["Patch"],
         "pipeline": ["load_pipeline"],
         "recipe": ["Recipe"],
         "report": ["Report"],
         "scoring": ["score"],
         "stack": ["Stack", "applied"],
+        "states": ["status"],
     },
 )

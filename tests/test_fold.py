@@ -5,8 +5,8 @@ import threading
 import pico
 import pytest
 import torch
+from hosts import draw
 from patching import denoiser, random_patch
-from test_hostile_host import draw
 
 from hotfix import guard
 from hotfix.beside import innermost

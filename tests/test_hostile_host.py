@@ -7,56 +7,15 @@ import hosts
 import pico
 import pytest
 import torch
-from patching import denoiser, random_patch
+from hosts import MATRIX, after, alike, born_with, draw
+from patching import random_patch
 from torch._dynamo.utils import counters
 
-from hotfix.beside import innermost
 from hotfix.demo import fingerprint
 from hotfix.errors import BaseMismatch, HostError
-from hotfix.fold import delta
-from hotfix.patch import A, B
 from hotfix.stack import Stack, applied
 
-CALL = {
-    "ddpm": {"num_inference_steps": 2},
-    "sd15": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16},
-    "sdxl": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16},
-    "sd3": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 4},
-    "flux": {"prompt": "a", "num_inference_steps": 2, "height": 16, "width": 16, "max_sequence_length": 4},
-}
-LOOSE = {"halve": 0.5, "cast_layer_by_layer": 0.05}  # share of the effect: eight bits round it, born or put on
-
-MATRIX = [(family, action) for family in pico.HOSTS for action in hosts.ANY]
-MATRIX += [(family, action) for family in pico.HOSTS if family != "ddpm" for action in hosts.LORA]
-MATRIX += [(family, action) for family in ("sd3", "flux") for action in hosts.COMPILED]  # a U-Net takes ten seconds
-MATRIX.remove(("ddpm", hosts.halve))  # the DDPMPipeline itself cannot: NumPy has no bfloat16
 NAMES = [f"{family}-{action.__name__}" for family, action in MATRIX]
-
-
-def draw(pipe, family, **more):
-    made = pipe(**CALL[family], **more, generator=torch.Generator().manual_seed(0), output_type="np")
-    return torch.from_numpy(made.images)
-
-
-def after(action, pipe, family, folder):
-    """What comes out after an action, of which pipeline, and what it was called with."""
-    asked = action(pipe, folder) or {}
-    pipe, more = asked.get("pipe", pipe), asked.get("more", {})
-    return draw(pipe, family, **more), pipe, more
-
-
-def alike(found, wanted, bare, action):
-    """Whether a picture has the effect that is wanted: the error against the effect's size, both as means."""
-    return (found - wanted).abs().mean() <= LOOSE.get(action.__name__, 1e-3) * (wanted - bare).abs().mean()
-
-
-def born_with(patch, family):
-    pipe = pico.HOSTS[family]()
-    with torch.no_grad():
-        for layer in patch.layers:
-            weight = innermost(denoiser(pipe), layer.split(".", 1)[1]).weight
-            weight += delta(patch.tensors[layer + A], patch.tensors[layer + B])
-    return pipe
 
 
 @pytest.fixture(scope="module")

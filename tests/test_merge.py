@@ -3,8 +3,8 @@
 import pico
 import pytest
 import torch
+from hosts import draw
 from patching import random_patch
-from test_hostile_host import draw
 
 from hotfix.errors import StackError
 from hotfix.merge import merge

@@ -7,7 +7,7 @@ from patching import denoiser, random_patch
 
 from hotfix.beside import hooks, innermost
 from hotfix.stack import Stack
-from hotfix.status import originals, status
+from hotfix.states import originals, status
 
 
 @pytest.fixture

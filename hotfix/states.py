@@ -1,4 +1,4 @@
-"""Status: what is listed against what is on, read from the pipeline itself."""
+"""States: what is listed against what is on, read from the pipeline itself."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
