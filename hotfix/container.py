@@ -17,7 +17,7 @@ from typing import Any
 from hotfix.errors import PatchFormatError, SaveError
 
 ALIGNMENT = 64  # bytes: a memory-mapped tensor then computes the same last bits as a copied one
-MAX_HEADER = 1 << 20
+MAX_HEADER, MAX_FILE = 1 << 20, 1 << 30  # bytes
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 NOT_A_PATCH = "a patch is one .safetensors file; nothing else is ever read, least of all a pickle"
 
@@ -35,11 +35,14 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     """Return the metadata and the tensors of a file.
 
     Raises:
-        PatchFormatError: unreadable, not safetensors, or with duplicate keys, gaps, overlaps, trailing bytes, or a
-            header over 1 MB.
+        PatchFormatError: unreadable, not safetensors, or with duplicate keys, gaps, overlaps, trailing bytes, a header
+            over 1 MB, or over 1 GiB in all.
     """
     try:
-        raw = path.read_bytes()
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
+        raw = path.read_bytes()  # not mapped: what was checked must be what is used
     except OSError as error:
         raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     return parse(raw, str(path))

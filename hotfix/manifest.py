@@ -86,7 +86,7 @@ class Manifest(_Part):
         try:
             data = json.loads(text)
             schema = data["schema_version"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version", hint=AGAIN) from error
         if schema != SCHEMA_VERSION:
             needed = READ_SINCE.get(schema) if isinstance(schema, int) else None

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
 from hotfix import container
 from hotfix.container import Entry
 from hotfix.errors import DigestMismatch, PatchFormatError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST_KEY = "hotfix.manifest"
+ID_KEY = "hotfix.id"  # so that a flipped bit in the manifest is found without a lock; files of 0.1 have none
 PEFT_KEY = "lora_adapter_metadata"  # the one header key that stock diffusers reads
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -121,6 +124,7 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[s
     metadata = {
         "format": "pt",
         MANIFEST_KEY: raw,
+        ID_KEY: identity(raw),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{manifest.base.component_class}/lora",
         "modelspec.implementation": "diffusers",
@@ -146,7 +150,8 @@ def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str)
         )
     manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
     _check_factors(manifest.base.component, entries, name)
-    if metadata != header(manifest, metadata[MANIFEST_KEY], entries):
+    wanted = header(manifest, metadata[MANIFEST_KEY], entries)
+    if {ID_KEY: wanted[ID_KEY]} | dict(metadata) != wanted:
         raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
     if (found := digest(entries)) != manifest.digest:
         raise DigestMismatch(
@@ -172,3 +177,18 @@ def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> N
                 wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
                 hint=AGAIN,
             )
+        for key in (layer + A, layer + B):
+            if not finite(entries[key]):
+                raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
+
+
+def finite(entry: Entry) -> bool:
+    """Whether every number of a tensor is one. An exponent of ones means that it is not."""
+    kind, exponent = {
+        "F64": (np.uint64, 0x7FF << 52),
+        "F32": (np.uint32, 0xFF << 23),
+        "BF16": (np.uint16, 0xFF << 7),
+        "F16": (np.uint16, 0x1F << 10),
+    }[entry.dtype]
+    bits = np.frombuffer(entry.data, kind)
+    return not bool(((bits & kind(exponent)) == exponent).any())
