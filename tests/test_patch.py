@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from hotfix import container
 from hotfix.errors import DigestMismatch, PatchFormatError, UnsupportedSchema
-from hotfix.manifest import Manifest
-from hotfix.patch import MANIFEST_KEY, Patch
+from hotfix.manifest import Manifest, identity
+from hotfix.patch import ID_KEY, MANIFEST_KEY, Patch
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,7 +38,12 @@ def test_the_golden_file_of_every_schema_loads_forever(tmp_path):
         expected = json.loads(path.with_suffix(".json").read_text())
         patch = Patch.load(path)
         assert (patch.id, patch.manifest.digest) == (expected["id"], expected["digest"])
-        assert patch.save(tmp_path).read_bytes() == path.read_bytes()
+        again = patch.save(tmp_path)
+        assert Patch.load(again) == patch
+        metadata, tensors = container.read(again)
+        if ID_KEY not in container.read(path)[0]:  # as files of 0.1 were written
+            del metadata[ID_KEY]
+        assert container.dump(metadata, tensors) == path.read_bytes()
     assert list(GOLDEN.glob("schema-1.safetensors"))
 
 
@@ -78,9 +83,18 @@ def test_header_keys_that_other_programs_would_read_are_refused(saved, key):
 
 def test_a_patched_manifest_has_another_id(patches, saved):
     def approve(metadata):
-        return metadata | {MANIFEST_KEY: metadata[MANIFEST_KEY].replace("TICKET-1", "TICKET-2")}
+        text = metadata[MANIFEST_KEY].replace("TICKET-1", "TICKET-2")
+        return metadata | {MANIFEST_KEY: text, ID_KEY: identity(text)}
 
     assert Patch.load(rewritten(saved, change_metadata=approve)).id != patches[0].id
+
+
+def test_a_manifest_that_changed_by_itself_is_refused(saved):
+    def decay(metadata):
+        return metadata | {MANIFEST_KEY: metadata[MANIFEST_KEY].replace("TICKET-1", "TICKET-3")}
+
+    with pytest.raises(PatchFormatError, match="header disagrees"):
+        Patch.load(rewritten(saved, change_metadata=decay))
 
 
 def test_an_unknown_schema_names_what_to_install(saved):
