@@ -47,7 +47,8 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
 
 def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
     """`read` for bytes already at hand; `name` is for the error messages."""
-    if raw[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    # The first bytes of a safetensors file are a length, which may be any: only what follows tells it from a pickle.
+    if raw[8:9] != b"{" and raw[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         raise PatchFormatError(f"{name} is a pickle or a zip archive", wanted="a safetensors file", hint=NOT_A_PATCH)
     if len(raw) < 8 or (length := struct.unpack("<Q", raw[:8])[0]) > max(len(raw) - 8, 0) or length > MAX_HEADER:
         raise PatchFormatError(

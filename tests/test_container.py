@@ -4,9 +4,11 @@ import json
 import struct
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load as stock_load
+from safetensors.torch import save as stock_save
 
 from hotfix import container
 from hotfix.container import Entry
@@ -99,6 +101,15 @@ def _span(begin, end):
 def test_what_a_canonical_writer_would_not_write_is_refused(raw, words):
     with pytest.raises(PatchFormatError, match=words):
         container.parse(raw, "file")
+
+
+def test_no_length_of_a_header_is_taken_for_a_pickle():
+    beginnings = set()
+    for size in range(1, 1600, 8):
+        raw = stock_save({"x" * size: torch.zeros(1)})
+        beginnings.add(raw[:2])
+        assert list(container.parse(raw, "file")[1]) == ["x" * size]
+    assert {b"\x80\x02", b"\x80\x04", b"\x80\x05"} <= beginnings
 
 
 def test_tensors_lie_on_64_byte_boundaries_when_their_sizes_do():
