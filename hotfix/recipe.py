@@ -112,7 +112,7 @@ class Train(_Section):
     responsibility: bool = False
     augment: list[View] = []
     adjacency: Literal["auto", "views", "bank", "none"] = "auto"
-    retain_weight: Annotated[float, Field(ge=0)] = 1.0
+    retain_weight: Annotated[float, Field(ge=0)] = 4.0
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.5
     surgery: SurgeryKind = "one-sided"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
