@@ -22,7 +22,7 @@ lint: .venv/ready  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/ready  ## the numbers in benchmarks/, about two hours on two cores
+bench: .venv/ready  ## the numbers of the flag patches (benchmarks/flags.json)
 	$(BIN)/python benchmarks/flags.py
 
 clean:

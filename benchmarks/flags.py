@@ -183,7 +183,6 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300)
     parser.add_argument("--base-only", action="store_true", help="only how well the base draws, half a minute")
     args = parser.parse_args()
-    started = time.monotonic()
     folders = sorted(path.parent for path in ROOT.glob("patches/*-20*/recipe.toml"))
     recipes = [Recipe.load(folder / "recipe.toml") for folder in folders]
     captions, pictures = real_flags()
@@ -212,9 +211,8 @@ def main() -> None:
     before = others.draw()
     result["base: other flags"] = {"right": int(before[1].sum()), "n": len(before[1]), "twins": others.twins(before[1])}
     for folder in folders:
-        about = {key: result[key] for key in ("torch", "threads", "n")} | {
-            "id": Patch.load(next(folder.glob("*.safetensors"))).id
-        }
+        patch = Patch.load(next(folder.glob("*.safetensors")))
+        about = {key: result[key] for key in ("torch", "threads", "n")} | {"id": patch.id}
         measure = partial(one_patch, folder, pipe, others, before, args.n)
         result[folder.name] = kept(ROOT / "dist" / "flags" / f"{folder.name}.json", about, measure)
         print(folder.name, json.dumps(result[folder.name], indent=1, ensure_ascii=False), flush=True)
@@ -228,7 +226,6 @@ def main() -> None:
             result["all five: other flags"][f"{folder.name}: current flag"] = int(
                 (nearest(own, known) == len(pictures)).sum()
             )
-    result["seconds"] = round(time.monotonic() - started)
     write(args.out, result)
 
 

@@ -21,8 +21,8 @@ skipped.
 
 A gold model never saw the target: the base's own training from the start, same seed, without that one picture. Where
 `--gold BASE/TARGET=FOLDER` names one, a unit also says how far its drawings are from the gold model's from the same
-seeds (`gold`, RMSE in [0, 1]; `base_gold` for the untouched base), and what the gold model
-would score itself. How each base is trained without a picture:
+seeds (`gold`, RMSE in [0, 1]; `base_gold` for the untouched base), and what the gold model would score itself. How each
+base is trained without a picture:
 
     python benchmarks/faces.py PORTRAITS -o FOLDER --without STEM           stems: see FACES/forget/
     python examples/bases/emoji.py FOLDER --without JACK-O-LANTERN          or the `real` of an emoji in targets.toml
