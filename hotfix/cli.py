@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from hotfix import console, lock
-from hotfix.errors import HotfixError, StackError
+from hotfix.errors import HotfixError, StackError, joined
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -119,8 +120,7 @@ def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: s
             rows.append({"file": str(path), "ok": False, "error": str(error)})
     console.data(rows, "\n".join(f"{'ok ' if row['ok'] else 'BAD'} {row['file']}" for row in rows), json)
     if bad:
-        hints = dict.fromkeys(error.hint for error in bad if error.hint)
-        raise HotfixError("; ".join(map(str, bad)), hint="; ".join(hints))
+        raise joined(bad, HotfixError)
 
 
 @app.command
@@ -190,12 +190,17 @@ def apply(
 
 @app.command
 def add(patches: Annotated[list[Path], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
-    """Put patches at the end of hotfix.lock; another version of one that is listed takes its place.
+    """Put patches at the end of hotfix.lock, made if there is none. What they supersede goes out.
+
+    Another version of one that is listed takes its place. Refused, with nothing written: a requirement that is not
+    met, a conflict, another base.
 
     Args:
         patches: .safetensors files.
     """
-    print(lock.add(lock_file, patches))
+    for gone in lock.add(lock_file, patches):
+        console.say(f"out: {gone.name} {gone.version}")
+    print(lock_file)
 
 
 @app.command
@@ -205,7 +210,8 @@ def rm(names: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Loc
     Args:
         names: of patch lines.
     """
-    print(lock.remove(lock_file, names))
+    lock.remove(lock_file, names)
+    print(lock_file)
 
 
 @app.command
@@ -234,13 +240,22 @@ def merge(
 
 @app.command
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
-    """What hotfix.lock lists, in order, and whether the files are still the ones that were locked."""
-    rows = [
-        {"name": patch.name, "version": patch.version, "id": patch.id, "source": str(patch.source)}
-        for patch in lock.load(lock_file)
-    ]
-    text = "\n".join(f"{row['name']} {row['version']}  {row['id'][:19]}…  {row['source']}" for row in rows)
+    """What hotfix.lock lists, in order, and whether the files are the ones that were locked. Exit 1 names those not."""
+    rows, bad = [], []
+    for row in lock.rows(lock_file):
+        try:
+            lock.locked(lock_file, row)
+            rows.append(asdict(row) | {"ok": True})
+        except HotfixError as error:
+            bad.append(error)
+            rows.append(asdict(row) | {"ok": False, "error": str(error)})
+    text = "\n".join(
+        f"{'ok ' if row['ok'] else 'BAD'} {row['name']} {row['version']}  {row['id'][:19]}…  {row['source']}"
+        for row in rows
+    )
     console.data(rows, text or "no patches", json)
+    if bad:
+        raise joined(bad, StackError)
 
 
 @app.command

@@ -13,6 +13,8 @@ HotfixError
 └── SaveError            the file could not be written; nothing half-written is left
 """
 
+from collections.abc import Sequence
+
 
 class HotfixError(Exception):
     """Root of the tree. `str(error)` is one sentence; `error.hint` is what to type or change next."""
@@ -60,3 +62,9 @@ class HostError(HotfixError):
 
 class SaveError(HotfixError):
     """A file could not be written."""
+
+
+def joined(problems: Sequence[HotfixError], kind: type[HotfixError]) -> HotfixError:
+    """Several problems as one error: every sentence, and every hint once."""
+    hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)
+    return kind("; ".join(map(str, problems)), hint="; ".join(hints))

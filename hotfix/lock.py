@@ -3,12 +3,14 @@
 import os
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
+from hotfix import relations
 from hotfix.container import write_atomically
-from hotfix.errors import StackError
+from hotfix.errors import StackError, joined
 from hotfix.patch import Patch
 
 LOCK = "hotfix.lock"
@@ -26,6 +28,55 @@ def save(path: Path, rows: Sequence[tuple[Patch, Path]]) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Row:
+    """One patch as a lock names it."""
+
+    name: str
+    version: str
+    id: str
+    source: str  # relative to the lock's folder
+
+
+def rows(path: Path) -> list[Row]:
+    """What a lock lists, in order; the patches themselves are not read.
+
+    Raises:
+        StackError: no lock, or a broken one.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = data["lock-version"]
+        listed = [
+            Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]))
+            for row in data.get("patches", [])
+        ]
+    except OSError as error:
+        raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
+    if found != LOCK_VERSION:
+        raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
+    return listed
+
+
+def locked(path: Path, row: Row) -> Patch:
+    """The patch of a row, which must be the one that was locked.
+
+    Raises:
+        StackError: it is another one.
+        PatchFormatError: a source that is not a patch, or is not there.
+    """
+    patch = Patch.load(path.parent / row.source)
+    if patch.id != row.id:
+        raise StackError(
+            f"{row.source} is {patch.id[:19]}…",
+            wanted=f"{row.id[:19]}…, as {path.name} says of {row.name}",
+            hint=f"if the new file is meant: hotfix rm {row.name}, then hotfix add {row.source}",
+        )
+    return patch
+
+
 def load(path: Path) -> list[Patch]:
     """Read a lock and the patches it names, and compare their ids.
 
@@ -33,47 +84,50 @@ def load(path: Path) -> list[Patch]:
         StackError: no lock, a broken one, or a patch that is no longer the one that was locked.
         PatchFormatError: a source that is not a patch.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = data["lock-version"]
-        rows = [(str(row["name"]), str(row["id"]), str(row["source"])) for row in data.get("patches", [])]
-    except OSError as error:
-        raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
-    if found != LOCK_VERSION:
-        raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
-    return [_locked(path, *row) for row in rows]
+    return [locked(path, row) for row in rows(path)]
 
 
-def _locked(path: Path, name: str, id_: str, source: str) -> Patch:
-    patch = Patch.load(path.parent / source)
-    if patch.id != id_:
-        raise StackError(
-            f"{source} is {patch.id[:19]}…",
-            wanted=f"{id_[:19]}…, as {path.name} says of {name}",
-            hint=f"if the new file is meant: hotfix rm {name}, then hotfix add {source}",
-        )
-    return patch
+def add(path: Path, files: Sequence[Path]) -> list[Patch]:
+    """Append patches to a lock, made if there is none, and say which went out of it.
+
+    Another version of a listed name takes its place; what a new patch supersedes goes out.
+
+    Raises:
+        StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
+            nothing is written.
+    """
+    before = load(path) if path.exists() else []
+    stack = {patch.name: patch for patch in before}
+    for patch in map(Patch.load, files):
+        for name in relations.superseded(patch.manifest, [one.manifest for one in stack.values()]):
+            del stack[name]
+        for one in stack.values():
+            relations.same_base(one.manifest, patch.manifest)
+        stack[patch.name] = patch
+    _write(path, before, list(stack.values()))
+    return [patch for patch in before if patch.id not in {one.id for one in stack.values()}]
 
 
-def add(path: Path, files: Sequence[Path]) -> Path:
-    """Append patches to a lock, made if there is none; another version of a listed name takes its place."""
-    rows = {patch.name: patch for patch in (load(path) if path.exists() else [])}
-    for file in files:
-        patch = Patch.load(file)
-        rows[patch.name] = patch
-    return save(path, [(patch, patch.source or path) for patch in rows.values()])
+def remove(path: Path, names: Sequence[str]) -> None:
+    """Take patches out of a lock.
 
-
-def remove(path: Path, names: Sequence[str]) -> Path:
-    """Take patches out of a lock. Raises StackError for a name that is not in it; then nothing is written."""
+    Raises:
+        StackError: a name that is not in it, or one that another patch requires. Then nothing is written.
+    """
     patches = load(path)
     missing = sorted(set(names) - {patch.name for patch in patches})
     if missing:
         listed = ", ".join(patch.name for patch in patches) or "nothing"
         raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}", hint="hotfix status")
-    return save(path, [(patch, patch.source or path) for patch in patches if patch.name not in names])
+    _write(path, patches, [patch for patch in patches if patch.name not in names])
+
+
+def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
+    """Write a lock that has no problem which the one before had not: a bad one may be mended step by step."""
+    was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
+    if new := [problem for problem in now if str(problem) not in map(str, was)]:
+        raise joined(new, StackError)
+    save(path, [(patch, patch.source or path) for patch in after])
 
 
 def _relative(file: Path, folder: Path) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 from hotfix.errors import StackError
 from hotfix.manifest import Manifest, now
 from hotfix.patch import A, B, Patch, digest, from_torch
-from hotfix.sketch import SAME, distance, spread
+from hotfix.relations import same_base
+from hotfix.sketch import spread
 
 
 def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
@@ -42,7 +43,7 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
         )
     first = patches[0].manifest
     for patch in patches[1:]:
-        _same_base(first, patch.manifest)
+        same_base(first, patch.manifest)
     entries = from_torch(_concatenated(patches))
     parts = [patch.manifest for patch in patches]
     inside = {patch.name: patch.version for patch in patches}
@@ -94,19 +95,3 @@ def _sketch(parts: Sequence[Manifest]) -> dict[str, float]:
     """Of layers that the parts are recognised by: they agree on those that they share."""
     known = {layer: number for one in parts for layer, number in one.base.sketch.items()}
     return {layer: known[layer] for layer in spread(known)}
-
-
-def _same_base(one: Manifest, other: Manifest) -> None:
-    a, b = one.base, other.base
-    common = {layer: number for layer, number in a.sketch.items() if layer in b.sketch}
-    alike = not common or distance(common, b.sketch) <= SAME
-    if (a.pipeline_class, a.component, a.component_class) != (
-        b.pipeline_class,
-        b.component,
-        b.component_class,
-    ) or not alike:
-        raise StackError(
-            f"{other.name} {other.version} was made for {b.repo}, {one.name} {one.version} for {a.repo}",
-            wanted="patches of one base",
-            hint="put them on together instead: Stack.of(…).check(pipe) says whether they fit",
-        )

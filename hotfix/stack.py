@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from packaging.requirements import Requirement
 from torch import Tensor, nn
 
-from hotfix import beside, guard, lock, weights
-from hotfix.errors import BaseMismatch, HotfixError, StackError
+from hotfix import beside, guard, lock, relations, weights
+from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
 from hotfix.sketch import RELATED, SAME, distance, sketch
@@ -70,22 +69,9 @@ class Stack:
     ) -> list[HotfixError]:
         """Everything that speaks against putting this stack on this pipeline, in place of another; touches nothing."""
         gone = {patch.id for patch in instead_of.patches} if instead_of else set()
-        found: list[HotfixError] = []
-        names = [patch.name for patch in self.patches]
+        found: list[HotfixError] = [*relations.problems([patch.manifest for patch in self.patches])]
         versions = {patch.name: patch.version for patch in self.patches}
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            found.append(StackError(f"{name} is listed {names.count(name)} times", hint=f"hotfix rm {name}"))
         for patch in self.patches:
-            me, manifest = f"{patch.name} {patch.version}", patch.manifest
-            for text in manifest.requires:
-                if not _met(text, versions):
-                    found.append(StackError(f"{me} requires {text}, which is not in the stack", hint="add it"))
-            for text in manifest.conflicts:
-                if _met(text, versions):
-                    found.append(StackError(f"{me} conflicts with {text}", hint=f"hotfix rm {patch.name}"))
-            for text in manifest.supersedes:
-                if _met(text, versions):
-                    found.append(StackError(f"{me} supersedes {text}, which is still listed", hint=f"hotfix rm {text}"))
             problem = base_problem(patch, pipe, allow_related_base)
             if problem is not None:
                 found.append(problem)
@@ -112,8 +98,7 @@ class Stack:
         found = self.problems(pipe, instead_of=instead_of, allow_related_base=allow_related_base)
         if found:
             kind = BaseMismatch if all(isinstance(problem, BaseMismatch) for problem in found) else StackError
-            hints = dict.fromkeys(problem.hint for problem in found if problem.hint)
-            raise kind("; ".join(map(str, found)), hint="; ".join(hints))
+            raise joined(found, kind)
 
     def apply(
         self, pipe: Any, *, fold: bool = False, originals: Path | None = None, allow_related_base: bool = False
@@ -243,8 +228,3 @@ def _factors(
         layer = beside.innermost(model, name)
         a, b = patch.tensors[key + A], patch.tensors[key + B]
         yield name, layer, Factors(patch.name, patch.version, patch.id, len(patch.layers), related, a, b)
-
-
-def _met(text: str, versions: dict[str, str]) -> bool:
-    requirement = Requirement(text)
-    return requirement.name in versions and requirement.specifier.contains(versions[requirement.name], prereleases=True)

@@ -27,7 +27,9 @@ def layers(model: nn.Module) -> list[str]:
     ]
 
 
-def random_patch(pipe, name: str, seed: int, rank: int = 2, size: float = 0.2, every: int = 1) -> Patch:
+def random_patch(
+    pipe, name: str, seed: int, rank: int = 2, size: float = 0.2, every: int = 1, version: str = "1.0.0", **relations
+) -> Patch:
     """A patch whose ΔW has `size` times the norm of each weight; `every` leaves layers out."""
     model, draw = denoiser(pipe), torch.Generator().manual_seed(seed)
     tensors, weights = {}, {}
@@ -42,7 +44,7 @@ def random_patch(pipe, name: str, seed: int, rank: int = 2, size: float = 0.2, e
     entries = from_torch(tensors)
     manifest = Manifest(
         name=name,
-        version="1.0.0",
+        version=version,
         digest=digest(entries),
         base=BaseIdentity(
             repo="pico",
@@ -57,5 +59,6 @@ def random_patch(pipe, name: str, seed: int, rank: int = 2, size: float = 0.2, e
         strength=1.0,
         created="2026-01-01T00:00:00Z",
         tool="tests",
+        **relations,
     )
     return Patch(manifest.text(), entries)

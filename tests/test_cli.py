@@ -126,7 +126,7 @@ def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project,
     other = tmp_path / "other"
     pico.ddpm(seed=7).save_pretrained(other)
     hotfix("add", *shop.glob("*.safetensors"), cwd=project)
-    assert_one_sentence(hotfix("apply", other, "-o", "patched", cwd=project), "these weights differ")
+    assert_one_sentence(hotfix("apply", other, "-o", "patched", cwd=project), "these weights are others")
     assert not (project / "patched").exists()
 
 
@@ -199,9 +199,11 @@ def test_removing_what_is_not_there_changes_nothing(tmp_path, shop):
 def test_a_file_swapped_under_a_lock_is_noticed(tmp_path, shop):
     one, two = sorted(shop.glob("*.safetensors"))[:2]
     (tmp_path / "p.safetensors").write_bytes(one.read_bytes())
-    hotfix("add", "p.safetensors", cwd=tmp_path)
+    hotfix("add", "p.safetensors", two, cwd=tmp_path)
     (tmp_path / "p.safetensors").write_bytes(two.read_bytes())
-    assert_one_sentence(hotfix("status", cwd=tmp_path), "as hotfix.lock says")
+    done = hotfix("status", "--json", cwd=tmp_path)
+    assert_one_sentence(done, "as hotfix.lock says")
+    assert [row["ok"] for row in json.loads(done.stdout)] == [False, True]
 
 
 def test_usage_errors_exit_with_2(tmp_path):

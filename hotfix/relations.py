@@ -1,0 +1,58 @@
+"""Relations: what patches say of one another, and whether they can be in one stack. No torch, no pipeline."""
+
+from collections.abc import Mapping, Sequence
+
+from packaging.requirements import Requirement
+
+from hotfix.errors import StackError
+from hotfix.manifest import Manifest
+
+
+def problems(stack: Sequence[Manifest]) -> list[StackError]:
+    """Everything that speaks against a stack of these, whatever the base."""
+    found = []
+    names = [one.name for one in stack]
+    versions = {one.name: one.version for one in stack}
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append(StackError(f"{name} is listed {names.count(name)} times", hint=f"hotfix rm {name}"))
+    for one in stack:
+        me = f"{one.name} {one.version}"
+        for text in one.requires:
+            if not met(text, versions):
+                hint = f"add {Requirement(text).name}, or take {one.name} out"
+                found.append(StackError(f"{me} requires {text}, which is not in the stack", hint=hint))
+        for text in one.conflicts:
+            if met(text, versions):
+                found.append(StackError(f"{me} conflicts with {text}", hint=f"keep one of them: hotfix rm {one.name}"))
+        for text in one.supersedes:
+            if met(text, versions):
+                hint = f"hotfix rm {Requirement(text).name}"
+                found.append(StackError(f"{me} supersedes {text}, which is still listed", hint=hint))
+    return found
+
+
+def met(text: str, versions: Mapping[str, str]) -> bool:
+    """Whether name → version holds what a requirement such as `faces>=1.2` asks for."""
+    requirement = Requirement(text)
+    return requirement.name in versions and requirement.specifier.contains(versions[requirement.name], prereleases=True)
+
+
+def superseded(by: Manifest, stack: Sequence[Manifest]) -> list[str]:
+    """Names of those that one says it takes the place of."""
+    return [one.name for one in stack if any(met(text, {one.name: one.version}) for text in by.supersedes)]
+
+
+def same_base(one: Manifest, other: Manifest) -> None:
+    """Raise StackError where two patches were made for different bases, by class and by the sketch of the weights."""
+    from hotfix.sketch import SAME, distance  # torch, which reading a lock does without
+
+    a, b = one.base, other.base
+    common = {layer: number for layer, number in a.sketch.items() if layer in b.sketch}
+    alike = not common or distance(common, b.sketch) <= SAME
+    kinds = [(base.pipeline_class, base.component, base.component_class) for base in (a, b)]
+    if kinds[0] != kinds[1] or not alike:
+        raise StackError(
+            f"{other.name} {other.version} was made for {b.repo}, {one.name} {one.version} for {a.repo}",
+            wanted="patches of one base",
+            hint="put them on together instead: Stack.of(…).check(pipe) says whether they fit",
+        )
