@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "building": ["build"],
         "errors": ["HotfixError"],
         "guard": ["generation"],
+        "interfering": ["interference"],
         "patch": ["Patch"],
         "pipeline": ["load_pipeline"],
         "recipe": ["Recipe"],

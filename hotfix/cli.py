@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from hotfix import console, lock
-from hotfix.errors import HotfixError, StackError, joined
+from hotfix.errors import HotfixError, StackError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -105,28 +106,24 @@ def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: s
     from hotfix.patch import Patch
 
     pipe = _pipeline(base) if base else None
-    rows, bad = [], []
-    for path in patches:
-        try:
-            patch = Patch.load(path)
-            if pipe is not None:
-                from hotfix.stack import base_problem
 
-                if (problem := base_problem(patch, pipe)) is not None:
-                    raise problem
-            rows.append({"file": str(path), "ok": True, "id": patch.id})
-        except HotfixError as error:
-            bad.append(error)
-            rows.append({"file": str(path), "ok": False, "error": str(error)})
-    console.data(rows, "\n".join(f"{'ok ' if row['ok'] else 'BAD'} {row['file']}" for row in rows), json)
-    if bad:
-        raise joined(bad, HotfixError)
+    def check(path: Path) -> dict[str, str]:
+        patch = Patch.load(path)
+        if pipe is not None:
+            from hotfix.stack import base_problem
+
+            if (problem := base_problem(patch, pipe)) is not None:
+                raise problem
+        return {"id": patch.id}
+
+    console.each([({"file": str(path)}, partial(check, path)) for path in patches], json)
 
 
 @app.command
 def score(
     pipeline: str,
-    recipe: Path,
+    recipes: Annotated[list[Path], Parameter(negative=())],
+    /,
     *,
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
@@ -136,28 +133,42 @@ def score(
 ) -> None:
     """Measure return rates and drift, before and after. Exits with 3 over budget.
 
+    With several recipes: whether each of their patches in the stack holds with the others on, which one weakens it if
+    not, and the drift of the stack against the sum of its parts. Exits with 3 where one is weakened.
+
     Args:
         pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
-        recipe: what was to be forgotten.
+        recipes: what was to be forgotten.
         seed: same seed, same numbers.
     """
     from hotfix.recipe import Recipe
     from hotfix.stack import Stack
 
-    wanted = Recipe.load(recipe)
+    wanted = [Recipe.load(recipe) for recipe in recipes]
     patches = Stack.load(stack) if stack else Stack()
     pipe = _pipeline(pipeline)
-    from hotfix.describe import summary
-    from hotfix.page import Gallery
-    from hotfix.scoring import score as measure
+    from hotfix.describe import summary, together
 
-    gallery = Gallery() if html else None
-    report = measure(pipe, wanted, stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
-    console.data(report.model_dump(mode="json"), summary(report), json)
-    if html:
-        console.say(str(report.to_html(html, gallery)))
-    if report.misses:
-        console.say(f"over budget: {'; '.join(report.misses)}")
+    if len(wanted) > 1:
+        from hotfix.interfering import interference
+
+        if html:
+            raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
+        found = interference(pipe, wanted, stack=patches, seed=seed, n=n, stage=console.say)
+        console.data(found.model_dump(mode="json"), together(found), json)
+        misses = found.conflicts
+    else:
+        from hotfix.page import Gallery
+        from hotfix.scoring import score as measure
+
+        gallery = Gallery() if html else None
+        report = measure(pipe, wanted[0], stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
+        console.data(report.model_dump(mode="json"), summary(report), json)
+        if html:
+            console.say(str(report.to_html(html, gallery)))
+        misses = report.misses
+    if misses:
+        console.say(f"over budget: {'; '.join(misses)}")
         raise SystemExit(console.OVER_BUDGET)
 
 
@@ -241,21 +252,11 @@ def merge(
 @app.command
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
     """What hotfix.lock lists, in order, and whether the files are the ones that were locked. Exit 1 names those not."""
-    rows, bad = [], []
-    for row in lock.rows(lock_file):
-        try:
-            lock.locked(lock_file, row)
-            rows.append(asdict(row) | {"ok": True})
-        except HotfixError as error:
-            bad.append(error)
-            rows.append(asdict(row) | {"ok": False, "error": str(error)})
-    text = "\n".join(
-        f"{'ok ' if row['ok'] else 'BAD'} {row['name']} {row['version']}  {row['id'][:19]}…  {row['source']}"
-        for row in rows
-    )
-    console.data(rows, text or "no patches", json)
-    if bad:
-        raise joined(bad, StackError)
+
+    def check(row: lock.Row) -> dict[str, str]:
+        return {"id": lock.locked(lock_file, row).id}
+
+    console.each([(asdict(row), partial(check, row)) for row in lock.rows(lock_file)], json, empty="no patches")
 
 
 @app.command

@@ -5,11 +5,11 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from hotfix.errors import HotfixError
+from hotfix.errors import HotfixError, joined
 
 OVER_BUDGET = 3
 
@@ -17,6 +17,32 @@ OVER_BUDGET = 3
 def data(value: Any, text: str, as_json: bool) -> None:
     """Print a result: as JSON for programs, as text for people."""
     print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def each(
+    rows: Sequence[tuple[Mapping[str, str], Callable[[], Mapping[str, str]]]], as_json: bool, empty: str = ""
+) -> None:
+    """Try every check, print which hold, and raise one error that names those that do not.
+
+    Args:
+        rows: facts about one thing, and its check, which adds facts or raises a HotfixError.
+        as_json: for programs.
+        empty: what to say where there is nothing to check.
+    """
+    bad: list[HotfixError] = []
+    found: list[dict[str, Any]] = []
+    for facts, check in rows:
+        try:
+            found.append({**facts, **check(), "ok": True})
+        except HotfixError as error:
+            bad.append(error)
+            found.append({**facts, "ok": False, "error": str(error)})
+    lines = [
+        "  ".join(["ok " if row["ok"] else "BAD", *facts.values()]) for (facts, _), row in zip(rows, found, strict=True)
+    ]
+    data(found, "\n".join(lines) or empty, as_json)
+    if bad:
+        raise joined(bad, HotfixError)
 
 
 def say(words: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hotfix.patch import Patch
 
 if TYPE_CHECKING:
-    from hotfix.report import Report
+    from hotfix.report import Interference, Report
 
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
 
@@ -40,6 +40,22 @@ def describe(patch: Patch) -> str:
         "made": f"{m.created} by {m.tool}",
     }
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+
+
+def together(found: "Interference") -> str:
+    """Every patch alone and with the others, the drift, and who weakens whom."""
+    lines = [
+        f"{one.patch.name} {one.patch.version}: target in {one.bare} without it, {one.alone} alone, "
+        f"{one.together} with all on; drift {one.drift:.4f} alone"
+        for one in found.patches
+    ]
+    if found.unmeasured:
+        lines.append(f"on, and not measured, because no recipe was given: {', '.join(found.unmeasured)}")
+    lines.append(
+        f"drift of {found.n} other pictures: {found.drift:.4f} RMSE with all on; the sum of each alone is "
+        f"{found.sum_of_drifts:.4f}"
+    )
+    return "\n".join([*lines, *(found.conflicts or ["no patch is weakened by the others"])])
 
 
 def summary(report: "Report") -> str:

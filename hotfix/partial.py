@@ -1,11 +1,12 @@
 """Partial diffusion: pictures noised to a level and denoised again. And any drawing twice: without a stack, with it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hotfix.case import Target
 from hotfix.denoiser import Denoiser
 from hotfix.shapes import Latents, Pictures
 from hotfix.stack import Stack
@@ -30,6 +31,19 @@ def back(denoiser: Denoiser, x: Latents, eps: Latents, t: float, rows: Mapping[s
     rows = {k: v[: len(x)] for k, v in rows.items()}
     guidance = denoiser.guidance if kind == "own" else 1.0
     return denoiser.decode(denoiser.denoise(x_t, t, rows, steps=STEPS, guidance=guidance)).cpu()
+
+
+def in_turn(targets: Sequence[Target], n: int, seed: int) -> tuple[Tensor, Latents, Latents]:
+    """Which target each of n drawings starts from, the targets' latents in that order, and a noise for each."""
+    turn = torch.arange(n) % len(targets)
+    x = torch.cat([target.x_f for target in targets])
+    eps = torch.randn((n, *x.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    return turn, x[turn.to(x.device)], eps
+
+
+def cycled(captions: Sequence[str], n: int) -> list[str]:
+    """A caption for every drawing, over and over again."""
+    return [captions[i % len(captions)] for i in range(n)]
 
 
 def twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:

@@ -42,6 +42,18 @@ def superseded(by: Manifest, stack: Sequence[Manifest]) -> list[str]:
     return [one.name for one in stack if any(met(text, {one.name: one.version}) for text in by.supersedes)]
 
 
+def with_required(one: Manifest, stack: Sequence[Manifest]) -> list[str]:
+    """Names of a patch and of everything that it builds on, in stack order."""
+    by_name = {other.name: other for other in stack}
+    needed, left = set(), [one.name]
+    while left:
+        name = left.pop()
+        if name in by_name and name not in needed:
+            needed.add(name)
+            left += [Requirement(text).name for text in by_name[name].requires]
+    return [other.name for other in stack if other.name in needed]
+
+
 def same_base(one: Manifest, other: Manifest) -> None:
     """Raise StackError where two patches were made for different bases, by class and by the sketch of the weights."""
     from hotfix.sketch import SAME, distance  # torch, which reading a lock does without

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hotfix.page import Gallery
 
 SCHEMA_VERSION = 1
+CHANCE = 0.01  # one-sided: a patch is weakened where chance explains its returns less often than this
 
 HONEST = (
     "A patch suppresses an output; it takes nothing out of the weights, which stay as they were beneath it.",
@@ -202,3 +203,45 @@ class Report(_Part):
             return cls.model_validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
             raise HotfixError(f"{path} is not a hotfix report", hint="`hotfix score` writes one") from error
+
+
+class Held(_Part):
+    """One patch of a stack. Rates are of drawings that are its target: from pure noise, and in partial diffusion."""
+
+    patch: PatchRef
+    bare: Rate  # without any patch
+    alone: Rate  # with what it requires
+    together: Rate  # with the whole stack
+    chance: float  # that so many more come back with the others on, if these changed nothing
+    drift: float  # of what must stay, alone: RMSE in [0, 1]
+    weakened_by: list[str]  # each enough by itself
+
+    @property
+    def weakened(self) -> bool:
+        """Whether the others let its target through."""
+        return self.chance < CHANCE
+
+
+class Interference(_Part):
+    """A whole stack: `hotfix.interference`."""
+
+    schema_version: int = SCHEMA_VERSION
+    patches: list[Held]
+    unmeasured: list[str]  # on, without a recipe to try them by
+    drift: float  # with all of them on
+    n: int  # pictures that the drifts are means over
+
+    @property
+    def sum_of_drifts(self) -> float:
+        """Of the measured patches, each by itself."""
+        return sum(one.drift for one in self.patches)
+
+    @property
+    def conflicts(self) -> list[str]:
+        """In words: which patch weakens which."""
+        return [
+            f"{one.patch.name} is weakened by {' and by '.join(one.weakened_by) or 'the others together'}: its target "
+            f"in {one.alone} alone, {one.together} with all on"
+            for one in self.patches
+            if one.weakened
+        ]

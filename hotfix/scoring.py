@@ -15,7 +15,7 @@ from hotfix import subject
 from hotfix.case import Case, Target, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
-from hotfix.partial import LEVELS, back, twice
+from hotfix.partial import LEVELS, back, cycled, in_turn, twice
 from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
 from hotfix.shapes import Latents, Pictures
@@ -128,10 +128,6 @@ def _curves(denoiser: Denoiser, case: Case, recipe: Recipe) -> list[TimestepWind
     ]
 
 
-def _cycled(captions: Sequence[str], n: int) -> list[str]:
-    return [captions[i % len(captions)] for i in range(n)]
-
-
 def _any_return(case: Case, drawn: Pictures) -> Rate:
     hits = torch.stack([target.returned(drawn) for target in case.targets]).any(dim=0)
     return Rate.of(int(hits.sum()), len(drawn))
@@ -140,7 +136,7 @@ def _any_return(case: Case, drawn: Pictures) -> Rate:
 def _drawn(
     denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int, gallery: Gallery | None
 ) -> tuple[Pictures, Pictures]:
-    captions = _cycled(case.caption_kinds()[kind], n)
+    captions = cycled(case.caption_kinds()[kind], n)
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
@@ -174,7 +170,7 @@ def _count(hits: Tensor) -> Rate:
 
 @torch.no_grad()
 def _diffusion(denoiser: Denoiser, stack: Stack, case: Case, kind: str, seed: int, n: int) -> list[Diffusion]:
-    rows = denoiser.embed(_cycled(case.caption_kinds()[kind], n))
+    rows = denoiser.embed(cycled(case.caption_kinds()[kind], n))
     return [_level(denoiser, stack, case.targets, kind, rows, level, seed, n) for level in LEVELS]
 
 
@@ -189,9 +185,7 @@ def _level(
     n: int,
 ) -> Diffusion:
     """Noise the targets in turn, n noises in all; each drawing is compared with the target that it came from."""
-    turn = torch.arange(n) % len(targets)
-    generator = torch.Generator().manual_seed(seed + PARTIAL)
-    eps = torch.randn((n, *targets[0].x_f.shape[1:]), generator=generator).to(targets[0].x_f.device)
+    turn, x_f, eps = in_turn(targets, n, seed + PARTIAL)
 
     def again(x: Latents) -> Pictures:
         return back(denoiser, x, eps[: len(x)], t, rows, kind)
@@ -199,7 +193,6 @@ def _level(
     def like(drawn: Pictures) -> Tensor:
         return torch.stack([target.similarity(drawn) for target in targets])[turn, torch.arange(n)]
 
-    x_f = torch.cat([target.x_f for target in targets])[turn.to(targets[0].x_f.device)]
     like_before, like_after = map(like, twice(denoiser.pipe, stack, lambda: again(x_f)))
     unseen = torch.stack([stranger(target.picture) for target in targets])[turn[: min(n, STRANGERS)]]
     error = (again(denoiser.encode(unseen)) - unseen).square().mean(dim=(1, 2, 3)).sqrt()

@@ -15,7 +15,7 @@ from hotfix.calibrate import find_t_lo
 from hotfix.case import Case, drawings
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
-from hotfix.partial import LEVELS, back, twice
+from hotfix.partial import LEVELS, back, cycled, twice
 from hotfix.recipe import Recipe
 from hotfix.report import HeldOut, Rate, Replay, Subject
 from hotfix.shapes import Latents, Picture, Pictures
@@ -94,7 +94,7 @@ def measure(
     kinds = {kind: captions for kind, captions in case.caption_kinds().items() if kind in KINDS}
     for number, one in enumerate(held, start=1):
         for kind, captions in kinds.items():
-            condition = denoiser.embed([captions[i % len(captions)] for i in range(noises)])
+            condition = denoiser.embed(cycled(captions, noises))
             generator = torch.Generator().manual_seed(seed + SEED + number)
             for t in (level for level in LEVELS if level >= one.t_lo):
                 eps = torch.randn((noises, *one.x.shape[1:]), generator=generator).to(one.x.device)

@@ -11,8 +11,9 @@ from atlas import tiles
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
-from hotfix.errors import ForgetConflict
-from hotfix.patch import Patch
+from hotfix.errors import ForgetConflict, StackError
+from hotfix.interfering import interference
+from hotfix.patch import B, Patch, digest, from_torch
 from hotfix.pictures import to_images
 from hotfix.pipeline import load_pipeline, prompts
 from hotfix.recipe import Recipe
@@ -120,3 +121,31 @@ def test_the_demo_is_the_published_mauritania_patch():
     demo, published = ROOT / "hotfix/bases/demo", ROOT / "patches/mauritania-2017"
     for name in ("recipe.toml", "forget/mr.png", "surrogate/mr.png"):
         assert filecmp.cmp(demo / name, published / name, shallow=False)
+
+
+def undone(patch: Patch) -> Patch:
+    """A patch that takes another one back: the same factors, one of each pair negated."""
+    entries = from_torch({key: -t if key.endswith(B) else t for key, t in patch.tensors.items()})
+    manifest = patch.manifest.model_copy(update={"name": "undone", "digest": digest(entries)})
+    return Patch(manifest.text(), entries)
+
+
+def test_a_stack_says_which_patch_weakens_which(flags, patches):
+    chosen = {patch.name: (patch, folder) for patch, folder in zip(patches, FLAGS, strict=True)}
+    iraq, syria = (chosen[name][0] for name in ("iraq-2008", "syria-2025"))
+    recipes = []
+    for name in ("iraq-2008", "syria-2025"):
+        recipe = Recipe.load(chosen[name][1] / "recipe.toml")
+        few = recipe.retain.model_copy(update={"prompts": prompts("hotfix:flags")[::16], "size": 16})
+        own = recipe.forget.model_copy(update={"scope": "caption"})  # fewer kinds of caption to draw
+        recipes.append(recipe.model_copy(update={"retain": few, "forget": own}))
+    original = fingerprint(flags)
+    found = interference(flags, recipes, stack=Stack.of(iraq, syria, undone(iraq)), n=8)
+    weak, fine = found.patches
+    assert weak.weakened_by == ["undone"] and weak.together == weak.bare
+    assert not fine.weakened and fine.bare.k >= 8 and fine.alone.k == fine.together.k == weak.alone.k == 0
+    assert found.unmeasured == ["undone"] and found.conflicts[0].startswith("iraq-2008 is weakened by undone: ")
+    assert weak.drift > 0 and fine.drift > 0
+    assert fingerprint(flags) == original and not applied(flags)
+    with pytest.raises(StackError, match="wanted two patches or more"):
+        interference(flags, recipes[:1], stack=Stack.of(iraq))

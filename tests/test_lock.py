@@ -69,7 +69,7 @@ def test_what_cannot_be_resolved_is_not_written(path, made, relations, words):
 def test_a_requirement_may_come_in_the_same_step_and_not_go_before_what_requires_it(path, made):
     lock.add(path, [made("above", requires=["below>=1"]), made("below")])
     before = path.read_bytes()
-    with pytest.raises(StackError, match="above 1.0.0 requires below>=1"):
+    with pytest.raises(StackError, match=r"above 1\.0\.0 requires below>=1"):
         lock.remove(path, ["below"])
     assert path.read_bytes() == before
     lock.remove(path, ["below", "above"])
@@ -78,7 +78,7 @@ def test_a_requirement_may_come_in_the_same_step_and_not_go_before_what_requires
 
 def test_a_superseded_patch_does_not_come_back(path, made):
     lock.add(path, [made("whole", supersedes=["a==1.0.0"])])
-    with pytest.raises(StackError, match="whole 1.0.0 supersedes a==1.0.0"):
+    with pytest.raises(StackError, match=r"whole 1\.0\.0 supersedes a==1\.0\.0"):
         lock.add(path, [made("a")])
 
 

@@ -4,7 +4,7 @@ The same calls, seeds and noises before and after a change. Thresholds, surrogat
 `hotfix.case.prepare` gives for the target's default recipe; every method, and every ablation, is judged by them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from benchmarks.forgetting.targets import Base, Target
 from hotfix import objective
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
-from hotfix.partial import LEVELS, back
+from hotfix.partial import LEVELS, back, cycled
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
 from hotfix.scoring import KEEP, PARTIAL, REPLAY
@@ -90,7 +90,7 @@ class Subject:
     def replays(self, n: int) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """Kind of caption -> captions and seeds to draw."""
         seeds = self._seeds(REPLAY, n)
-        calls = {kind: (_cycled(captions, n), seeds) for kind, captions in self.case.caption_kinds().items()}
+        calls = {kind: (tuple(cycled(captions, n)), seeds) for kind, captions in self.case.caption_kinds().items()}
         if self.target.seed is not None:
             calls[BY_SEED] = (("",), (self.target.seed,))
         return calls
@@ -113,7 +113,7 @@ class Subject:
     def back(self, kind: str, t: float, noises: int) -> Pictures:
         """The target noised to level t and denoised again, under captions of a kind."""
         denoiser, x_f, eps = self.model.denoiser, self.case.targets[0].x_f, self._noise(noises)
-        rows = denoiser.embed(_cycled(self.case.caption_kinds()[kind], noises))
+        rows = denoiser.embed(cycled(self.case.caption_kinds()[kind], noises))
         return back(denoiser, x_f.expand_as(eps), eps, t, rows, kind)
 
     @torch.no_grad()
@@ -131,7 +131,3 @@ class Subject:
     def _noise(self, noises: int) -> Tensor:
         x_f, generator = self.case.targets[0].x_f, torch.Generator().manual_seed(self.seed * STRIDE + PARTIAL)
         return torch.randn((noises, *x_f.shape[1:]), generator=generator).to(x_f.device)
-
-
-def _cycled(captions: Sequence[str], n: int) -> tuple[str, ...]:
-    return tuple(captions[i % len(captions)] for i in range(n))

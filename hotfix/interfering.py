@@ -1,0 +1,179 @@
+"""Interference: does each patch of a stack hold with the others on, and does the stack drift more than its parts?
+
+A patch is tried alone, with what it requires, and with the whole stack, from the same seeds. Where more drawings are
+its target with the others on than chance explains, each other patch is tried with it by itself, and named if it is
+enough to weaken it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix.case import Case, prepare
+from hotfix.denoiser import Denoiser
+from hotfix.errors import StackError
+from hotfix.partial import LEVELS, back, cycled, in_turn
+from hotfix.patch import Patch
+from hotfix.recipe import Recipe
+from hotfix.relations import with_required
+from hotfix.report import CHANCE, Held, Interference, PatchRef, Rate
+from hotfix.scoring import KEEP, NOISES_SHARE, PARTIAL, REPLAY
+from hotfix.shapes import Pictures
+from hotfix.stack import Stack, applied
+
+
+def interference(
+    pipe: Any,
+    recipes: Sequence[Recipe],
+    *,
+    stack: Stack,
+    seed: int = 0,
+    n: int = 300,
+    stage: Callable[[str], None] = lambda words: None,
+) -> Interference:
+    """Measure every patch of a stack alone and together with the others.
+
+    Args:
+        pipe: a pipeline; patches of `stack` that are on are taken off meanwhile.
+        recipes: of the patches, by name; what has none is on, and not measured.
+        stack: all of it.
+        seed: same seed, same numbers.
+        n: pictures drawn for every kind of caption; partial diffusion uses a quarter as many noises.
+        stage: called with a few words at the beginning of every stage.
+
+    Raises:
+        StackError: fewer than two patches, or a recipe whose patch is not in the stack.
+        HotfixError: a recipe or the stack does not fit the pipeline.
+    """
+    patches = {patch.name: patch for patch in stack.patches}
+    strange = [recipe.name for recipe in recipes if recipe.name not in patches]
+    if strange or len(patches) < 2:
+        raise StackError(
+            f"the stack holds {', '.join(patches) or 'nothing'}",
+            wanted=f"{', '.join(strange)} in it" if strange else "two patches or more",
+            hint="hotfix add PATCH",
+        )
+    stack.check(pipe)
+    was_on = {entry.id for entry in applied(pipe)}
+    stack.remove(pipe)
+    try:
+        denoiser = Denoiser(pipe, recipes[0].base.call)
+        stage("preparing the cases")
+        cases = {recipe.name: prepare(recipe, denoiser) for recipe in recipes}
+        stage("drawing what must stay")
+        must_stay = _MustStay.of(denoiser, list(cases.values()), seed)
+        whole = must_stay.drift(stack)
+        held = []
+        for name, case in cases.items():
+            stage(f"{name}, alone and with the others")
+            trial = _Trial(denoiser, case, seed, n)
+            held.append(_held(trial, patches[name], stack, must_stay))
+    finally:
+        Stack(tuple(patch for patch in stack.patches if patch.id in was_on)).apply(pipe)
+    return Interference(
+        patches=held, unmeasured=[name for name in patches if name not in cases], drift=whole, n=len(must_stay.bare)
+    )
+
+
+def _held(trial: "_Trial", patch: Patch, stack: Stack, must_stay: "_MustStay") -> Held:
+    alone = _part(stack, [patch])
+    before, by_itself, together = map(trial.hits, (Stack(), alone, stack))
+    chance = _chance(by_itself, together)
+    by = []
+    if chance < CHANCE:
+        others = [other for other in stack.patches if other not in alone.patches]
+        by = [o.name for o in others if _chance(by_itself, trial.hits(_part(stack, [patch, o]))) < CHANCE]
+    rates = [Rate.of(int(hits.sum()), len(hits)) for hits in (before, by_itself, together)]
+    return Held(
+        patch=PatchRef(name=patch.name, version=patch.version, id=patch.id),
+        bare=rates[0],
+        alone=rates[1],
+        together=rates[2],
+        chance=chance,
+        drift=must_stay.drift(alone),
+        weakened_by=by,
+    )
+
+
+def _part(stack: Stack, patches: Sequence[Patch]) -> Stack:
+    """Some patches of a stack and what they require, in its order."""
+    listed = [patch.manifest for patch in stack.patches]
+    names = {name for patch in patches for name in with_required(patch.manifest, listed)}
+    return Stack(tuple(patch for patch in stack.patches if patch.name in names))
+
+
+def _chance(before: Tensor, after: Tensor) -> float:
+    """Of at least so many drawings that are the target only afterwards, were both equally likely (McNemar, exact)."""
+    new, gone = int((after & ~before).sum()), int((before & ~after).sum())
+    if not new:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(new, new + gone, alternative="greater").pvalue)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The same drawings of one case, whatever is on."""
+
+    denoiser: Denoiser
+    case: Case
+    seed: int
+    n: int
+
+    @torch.no_grad()
+    def hits(self, stack: Stack) -> Tensor:
+        """Which drawings are a target: replays, then partial diffusion at every level from t_lo on; (N,) bool."""
+        with stack.on(self.denoiser.pipe):
+            return torch.cat(
+                [
+                    part
+                    for kind, captions in self.case.forget_kinds().items()
+                    for part in (self._replayed(captions), *self._brought_back(kind, captions))
+                ]
+            )
+
+    def _replayed(self, captions: Sequence[str]) -> Tensor:
+        drawn = self.denoiser.draw(cycled(captions, self.n), [self.seed + REPLAY + i for i in range(self.n)])
+        return torch.stack([target.returned(drawn) for target in self.case.targets]).any(dim=0)
+
+    def _brought_back(self, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
+        targets = self.case.targets
+        noises = max(2, self.n // NOISES_SHARE, len(targets))
+        turn, x_f, eps = in_turn(targets, noises, self.seed + PARTIAL)
+        rows = self.denoiser.embed(cycled(captions, noises))
+        for t in LEVELS:
+            if t >= max(target.t_lo for target in targets):
+                drawn = back(self.denoiser, x_f, eps, t, rows, kind)
+                yield torch.stack([target.returned(drawn) for target in targets])[turn, torch.arange(noises)]
+
+
+@dataclass(frozen=True)
+class _MustStay:
+    """What no patch of the stack is about, as the bare base draws it."""
+
+    denoiser: Denoiser
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    bare: Pictures
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, cases: Sequence[Case], seed: int) -> "_MustStay":
+        captions = sorted({caption for case in cases for caption in case.retain_captions if caption})
+        forgotten = {caption for case in cases for caption in case.captions if case.scope == "any"}
+        captions = [caption for caption in captions if caption not in forgotten] or [""] * len(cases[0].retain_captions)
+        seeds = [seed + KEEP + i for i in range(len(captions))]
+        bare = denoiser.draw(captions, seeds)
+        targets = [target for case in cases for target in case.targets]
+        kept = ~torch.stack([target.returned(bare) for target in targets]).any(dim=0)
+        rows = kept.nonzero().flatten().tolist()
+        return cls(denoiser, tuple(captions[i] for i in rows), tuple(seeds[i] for i in rows), bare[kept])
+
+    def drift(self, stack: Stack) -> float:
+        """Mean RMSE in [0, 1]."""
+        with stack.on(self.denoiser.pipe):
+            drawn = self.denoiser.draw(self.captions, self.seeds)
+        return float((drawn - self.bare).square().mean(dim=(1, 2, 3)).sqrt().mean() / 2)
