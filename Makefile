@@ -14,7 +14,7 @@ demo: .venv/ready  ## correct an outdated flag in a real model, measure it, and 
 	$(BIN)/hotfix demo
 
 test: .venv/ready  ## the tests: no network, no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/ready  ## style, types, floors
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import hosts  # noqa: E402
 import pico  # noqa: E402
-from patching import random_patch  # noqa: E402
+from patching import denoiser, random_patch  # noqa: E402
 
 from benchmarks.kept import write  # noqa: E402
 from hotfix import console  # noqa: E402
@@ -67,6 +67,8 @@ def main() -> None:
     rows: dict[str, dict[str, str]] = {}
     for family in args.family or pico.HOSTS:
         actions = [action for one, action in hosts.MATRIX if one == family] + hosts.REFUSED
+        if not hasattr(denoiser(pico.HOSTS[family]()), "fuse_qkv_projections"):
+            actions.remove(hosts.fuse_projections)
         patch = random_patch(pico.HOSTS[family](), "one", 1, size=0.5)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -2,7 +2,7 @@
 
 The base layer, its Parameter, its bytes and its `state_dict` key stay as they are, so taking a patch off is exact by
 construction. The hook sits below every adapter wrapper, where no host call that loads, switches or scales adapters
-reaches it (docs/attach.md compares the alternatives).
+reaches it (docs/stack.md compares the alternatives).
 """
 
 from collections.abc import Iterator
