@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hotfix.errors import StackError
 from hotfix.snapshot import Product, Snapshot
+from hotfix.weights import quantised
 
 LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the weights
 SAMPLE = 256  # numbers of each weight that are compared to see that nobody else wrote to it
@@ -76,13 +77,13 @@ class Kept:
         Raises:
             StackError: too little of the change would survive, or the weights are quantised. Nothing was written.
         """
+        if any(map(quantised, snapshot.layers)):
+            raise StackError("the weights are quantised", hint="put the stack on beside them instead")
         pairs = [
             (self.originals.get(layer, layer.get_parameter("weight")), product)
             for layer, product in snapshot.layers.items()
         ]
         for dtype in {original.dtype for original, _ in pairs}:
-            if not dtype.is_floating_point or dtype.itemsize < 2:
-                raise StackError("the weights are quantised", hint="put the stack on beside them instead")
             left = survival(((w, change(product)) for w, product in pairs if w.dtype == dtype), dtype)
             refuse_drowning(left, dtype)
         for layer in [layer for layer in self.originals if layer not in snapshot.layers]:

@@ -13,6 +13,13 @@ def shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
     return tuple(layer.weight.shape)
 
 
+def quantised(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether the weight is kept in fewer bits than it stands for; some kinds say that they are float32."""
+    weight: Tensor = layer.weight
+    few = not weight.dtype.is_floating_point or weight.dtype.itemsize < 2
+    return few or type(weight.data).__module__.startswith("torchao.")
+
+
 def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
     """The weight in float32 on the CPU; of a quantised one the value that it stands for.
 
@@ -26,6 +33,6 @@ def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
         from diffusers.quantizers.bitsandbytes.utils import dequantize_bnb_weight
 
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
-    elif type(weight).__module__.startswith("torchao."):
+    elif type(weight.data).__module__.startswith("torchao."):
         weight = weight.dequantize()
     return weight.detach().to("cpu", torch.float32)
