@@ -1,10 +1,11 @@
-"""The same patch on the same hosts in three ways: beside, folded, and loaded as stock diffusers loads a LoRA.
+"""The same patch on the same hosts in five ways: beside, folded, as stock diffusers loads a LoRA, and as it might be.
 
     python benchmarks/hosts.py [-o benchmarks/results/hosts.json]
 
 Every host action of tests/hosts.py is done to a pipeline that the patch is on, and counted as survived where the
 picture has the patch's effect, which is that of a base born with ΔW in its weights, or where the host is told that it
-would not. A `DDPMPipeline` has no LoRA loader, so stock diffusers has no way.
+would not. A `DDPMPipeline` has no LoRA loader, so stock diffusers has no way. "Hook" is a plain forward hook on each
+layer, without the guard; "wrapper" is a module of its own in the place of each layer.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -27,12 +30,50 @@ from patching import denoiser, random_patch  # noqa: E402
 
 from benchmarks.kept import write  # noqa: E402
 from hotfix import console  # noqa: E402
+from hotfix.beside import innermost  # noqa: E402
 from hotfix.errors import HotfixError  # noqa: E402
+from hotfix.patch import A, B  # noqa: E402
 from hotfix.stack import Stack  # noqa: E402
+
+
+def effect(layer, a, b, x):
+    if isinstance(layer, nn.Linear):
+        return F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype))
+    return F.conv2d(F.conv2d(x, a.to(x.dtype), None, layer.stride, layer.padding), b.to(x.dtype))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, layer, a, b):
+        super().__init__()
+        self.layer, self.a, self.b = layer, a, b
+
+    def forward(self, x, *args, **kwargs):
+        return self.layer(x, *args, **kwargs) + effect(self.layer, self.a, self.b, x)
+
+
+def parts(pipe, stack):
+    """Name, layer and factors of everything that a stack of one patch acts on."""
+    for patch in stack.patches:
+        for key in patch.layers:
+            name = key.split(".", 1)[1]
+            yield name, innermost(denoiser(pipe), name), patch.tensors[key + A], patch.tensors[key + B]
+
+
+def hook(pipe, file, stack):
+    for _, layer, a, b in parts(pipe, stack):
+        layer.register_forward_hook(lambda layer, args, out, a=a, b=b: out + effect(layer, a, b, args[0]))
+
+
+def wrap(pipe, file, stack):
+    for name, layer, a, b in list(parts(pipe, stack)):
+        denoiser(pipe).set_submodule(name, Wrapper(layer, a, b))
+
 
 WAYS = {
     "beside": lambda pipe, file, stack: stack.apply(pipe),
     "folded": lambda pipe, file, stack: stack.apply(pipe, fold=True),
+    "hook": hook,
+    "wrapper": wrap,
     "stock": lambda pipe, file, stack: pipe.load_lora_weights(file, adapter_name="hotfix"),
 }
 

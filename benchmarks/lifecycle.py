@@ -33,7 +33,7 @@ import pico  # noqa: E402
 from patching import component, denoiser, random_patch  # noqa: E402
 
 from benchmarks.kept import write  # noqa: E402
-from hotfix import console, guard  # noqa: E402
+from hotfix import console, reach  # noqa: E402
 from hotfix.demo import fingerprint  # noqa: E402
 from hotfix.patch import Patch  # noqa: E402
 from hotfix.stack import Stack  # noqa: E402
@@ -180,8 +180,8 @@ def loading(shape: str, folder: Path) -> dict[str, Any]:
     patch = Patch.load(file)
     with Stack.of(patch).on(pipe):
         network = denoiser(pipe)
-        guard.check(network)
-        per_call = timeit(lambda: guard.check(network), number=200) / 200
+        reach.check(network)
+        per_call = timeit(lambda: reach.check(network), number=200) / 200
     return {
         "layers": len(patch.layers),
         "bytes": file.stat().st_size,

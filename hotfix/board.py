@@ -23,6 +23,8 @@ from hotfix.snapshot import Snapshot
 # board that had to wait for that has changed.
 CHANGING = Condition(RLock())
 
+Links = tuple[list[dict], list[Any], list[Any]]  # dictionaries, keys in them, and what was there
+
 
 class Board:
     """What all hooks of one model look at: the current snapshot, and which others a running generation still needs."""
@@ -36,7 +38,8 @@ class Board:
         self.names: dict[nn.Module, str] = {}  # of the patched layers
         self.marks: list[Any] = []  # see hotfix/fold.py
         self.pins: Counter[Snapshot] = Counter()
-        self.links: tuple[list[dict], list[Any], list[Any]] | None = None  # see hotfix/guard.py
+        self.links: list[Links] | None = None  # see hotfix/reach.py
+        self.turn = 0  # which half of them was compared last
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -45,7 +48,7 @@ class Board:
         Raises:
             HostError: the thread that asks is inside such a generation itself.
         """
-        if self in _pinned.get():
+        if self.inside:
             raise HostError(
                 "a folded stack cannot change inside a generation", hint="change it from another thread, or after it"
             )
@@ -62,6 +65,11 @@ class Board:
         finally:
             self.closed = 0
             CHANGING.notify_all()
+
+    @property
+    def inside(self) -> bool:
+        """Whether who asks is inside a generation that has noted its snapshot of this model."""
+        return self in _pinned.get()
 
     def now(self) -> Snapshot:
         """The snapshot of the generation that asks; the current one outside of any."""

@@ -9,37 +9,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
-from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
-from hotfix.beside import Beside, hooks, innermost
+from hotfix.beside import Beside, hooks
 from hotfix.board import CHANGING, Board, pinned
-from hotfix.errors import BaseMismatch, HostError
+from hotfix.errors import HostError
+from hotfix.reach import BOARD, board, check, known, models
 from hotfix.snapshot import Snapshot
-
-BOARD = "_hotfix_board"
-FUSED = "fused_projections"  # of queries, keys and values, in diffusers: no single one of them is asked any more
-
-
-def board(model: nn.Module) -> Board | None:
-    """The board of a model that something is on, or has been until the last generation ends."""
-    return model.__dict__.get(BOARD)
-
-
-def known(model: nn.Module) -> Board:
-    """The board of a model that has one."""
-    found = board(model)
-    assert found is not None
-    return found
-
-
-def models(pipe: Any) -> dict[str, nn.Module]:
-    """The networks of a pipeline by component, each inside whatever compilers have put around it."""
-    parts = getattr(pipe, "components", {})
-    return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
 @contextmanager
@@ -61,6 +40,8 @@ def generation(pipe: Any) -> Iterator[str]:
     try:
         with pinned(boards):
             yield " ".join(found.now().id for found in boards if found.now().order)
+        for model in parts:
+            check(model)
     finally:
         sweep(pipe, parts)
 
@@ -93,73 +74,6 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
                 model.__class__ = _plain(type(model))
         if type(pipe) in _PLAIN and not any(board(model) for model in models(pipe).values()):
             pipe.__class__ = _plain(type(pipe))
-
-
-def reached(model: nn.Module) -> set[nn.Module]:
-    """Layers that carry a patch and are asked when the model runs, read from the model as it is now."""
-    here = known(model)
-    if here.kept is None:
-        carry = {layer for layer, _, _ in hooks(model)}
-    else:
-        carry = set(here.kept.originals).difference(here.kept.foreign())
-    found = set()
-    for layer in carry:
-        name = here.names[layer]
-        try:
-            there = innermost(model, name) is layer
-        except BaseMismatch:
-            continue
-        if there and not getattr(model.get_submodule(name.rpartition(".")[0]), FUSED, False):
-            found.add(layer)
-    return found
-
-
-def check(model: nn.Module) -> None:
-    """Compare that every patched layer is reached. Costs some tens of microseconds where nothing has changed.
-
-    Raises:
-        HostError: one is not, and the patches that it carries would be lost.
-    """
-    found = board(model)
-    if found is None or (found.links is not None and _hold(found.links) and _marked(found)):
-        return
-    there = reached(model)
-    lost = [factors for factors, layers in found.current.carried().values() if not there.issuperset(layers)]
-    if lost:
-        names = ", ".join(f"{factors.name} {factors.version}" for factors in lost)
-        raise HostError(
-            f"the {type(model).__name__} no longer asks every layer that {names} acts on",
-            hint="something replaced, fused or wrote to its layers; undo that, or take the patch off and on again",
-        )
-    found.links = _links(model, [found.names[layer] for layer in there])
-    found.marks = found.kept.marks() if found.kept is not None else []
-
-
-def _marked(found: Board) -> bool:
-    return found.kept is None or found.kept.marks() == found.marks
-
-
-def _links(model: nn.Module, names: Sequence[str]) -> tuple[list[dict], list[Any], list[Any]]:
-    """How every patched layer is reached: dictionaries, keys in them, and what is there now."""
-    seen: dict[tuple[int, Any], tuple[dict, Any]] = {}
-    for name in names:
-        at, words = model, name.split(".")
-        while words or "base_layer" in at._modules:
-            word = words.pop(0) if words else "base_layer"
-            seen[id(at._modules), word] = (at._modules, word)
-            if FUSED in at.__dict__:
-                seen[id(at.__dict__), FUSED] = (at.__dict__, FUSED)
-            at = at._modules[word]  # type: ignore[assignment]
-        for key, there in at._forward_hooks.items():
-            if isinstance(there, Beside):
-                seen[id(at._forward_hooks), key] = (at._forward_hooks, key)
-    dicts, keys = [within for within, _ in seen.values()], [key for _, key in seen.values()]
-    return dicts, keys, list(map(dict.get, dicts, keys))
-
-
-def _hold(links: tuple[list[dict], list[Any], list[Any]]) -> bool:
-    dicts, keys, there = links
-    return all(map(is_, map(dict.get, dicts, keys), there))
 
 
 @contextmanager
@@ -222,7 +136,7 @@ def _guarded(kind: type[nn.Module]) -> type[nn.Module]:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return super().__call__(*args, **kwargs)
-            check(self)
+            check(self, step=known(self).inside)
             with pinned([known(self)]):
                 return super().__call__(*args, **kwargs)
 

@@ -78,7 +78,7 @@ class Patch:
         """A PEP 440 version."""
         return self.manifest.version
 
-    @property
+    @cached_property
     def layers(self) -> list[str]:
         """The patched layers, with their component: `transformer.transformer_blocks.0.attn.to_q`."""
         return sorted(key.removesuffix(A) for key in self.entries if key.endswith(A))

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from hotfix import beside, guard, lock, relations, weights
+from hotfix import beside, lock, reach, relations, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
@@ -141,8 +141,8 @@ class Stack:
     ) -> None:
         """Take some ids off and put some patches on top of the rest, on all components at once."""
         wanted, names = {}, {}
-        for component, model in guard.models(pipe).items():
-            found = guard.board(model)
+        for component, model in reach.models(pipe).items():
+            found = reach.board(model)
             before = found.current if found else Snapshot()
             added: dict[nn.Module, list[Factors]] = {}
             for patch in new:
@@ -169,9 +169,9 @@ class Stack:
 def applied(pipe: Any) -> tuple[Applied, ...]:
     """The patches that act on a pipeline, in order, read from the pipeline itself."""
     found = []
-    for model in guard.models(pipe).values():
-        if (board := guard.board(model)) is not None:
-            reached, folded = guard.reached(model), board.kept is not None
+    for model in reach.models(pipe).values():
+        if (board := reach.board(model)) is not None:
+            reached, folded = reach.reached(model), board.kept is not None
             written_to = board.kept.foreign() if board.kept is not None else set()
             for one, layers in board.now().carried().values():
                 state: Literal["on", "shadowed", "drifted"] = "on"
@@ -185,7 +185,7 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
     """Why a patch cannot act on this pipeline, or None: component, layers, shapes, and the sketch of the weights."""
     base = patch.manifest.base
     me, hint = f"{patch.name} {patch.version}", f"it was made for {base.repo}"
-    model = guard.models(pipe).get(base.component)
+    model = reach.models(pipe).get(base.component)
     if model is None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
     try:
@@ -213,10 +213,10 @@ def apart_from_base(patch: Patch, model: nn.Module) -> float:
 
 
 def _of_the_base(model: nn.Module, layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """A weight as it was before anything was folded into it, in float32."""
-    board = guard.board(model)
+    """A weight as it was before anything was folded into it."""
+    board = reach.board(model)
     kept = board.kept.originals if board is not None and board.kept is not None else {}
-    return kept[layer].float() if layer in kept else weights.dense(layer)
+    return kept[layer] if layer in kept else weights.dense(layer)
 
 
 def _factors(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hotfix import guard
+from hotfix import reach
 from hotfix.sketch import SAME
 from hotfix.stack import Stack, apart_from_base, applied
 
@@ -37,7 +37,7 @@ def status(pipe: Any, stack: Stack) -> tuple[Status, ...]:
         stack: what should be on, such as `Stack.load("hotfix.lock")`.
     """
     on = {entry.id: entry for entry in applied(pipe)}
-    networks = guard.models(pipe)
+    networks = reach.models(pipe)
     rows = []
     for patch in stack.patches:
         entry = on.pop(patch.id, None)
@@ -54,5 +54,5 @@ def status(pipe: Any, stack: Stack) -> tuple[Status, ...]:
 
 def originals(pipe: Any) -> int:
     """Bytes of weights that are kept to go back to: of folded stacks, and only what they touch."""
-    boards = [guard.board(network) for network in guard.models(pipe).values()]
+    boards = [reach.board(network) for network in reach.models(pipe).values()]
     return sum(found.kept.bytes for found in boards if found is not None and found.kept is not None)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hotfix.board import CHANGING, Board
 from hotfix.errors import HostError
 from hotfix.fold import Kept
-from hotfix.guard import board, check, hook, instrument, known, models, sweep
+from hotfix.guard import hook, instrument, sweep
+from hotfix.reach import board, check, known, models
 from hotfix.snapshot import Snapshot
 
 

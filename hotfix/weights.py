@@ -1,6 +1,5 @@
 """What a layer multiplies with, however its weight is kept: cast, or quantised by bitsandbytes or torchao."""
 
-import torch
 from torch import Tensor, nn
 
 from hotfix.errors import BaseMismatch
@@ -21,7 +20,7 @@ def quantised(layer: nn.Linear | nn.Conv2d) -> bool:
 
 
 def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
-    """The weight in float32 on the CPU; of a quantised one the value that it stands for.
+    """The weight as a plain floating-point tensor; of a quantised one the value that it stands for.
 
     Raises:
         BaseMismatch: the weight is not in memory.
@@ -35,4 +34,4 @@ def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
     elif type(weight.data).__module__.startswith("torchao."):
         weight = weight.dequantize()
-    return weight.detach().to("cpu", torch.float32)
+    return weight.detach()

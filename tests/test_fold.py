@@ -8,7 +8,7 @@ import torch
 from hosts import draw
 from patching import denoiser, random_patch
 
-from hotfix import guard
+from hotfix import guard, reach
 from hotfix.beside import innermost
 from hotfix.demo import fingerprint
 from hotfix.errors import HostError, StackError
@@ -65,7 +65,7 @@ def test_only_touched_weights_are_kept(pipe, patches):
     model = denoiser(pipe)
     touched = [innermost(model, name.split(".", 1)[1]).weight for name in patches[1].layers]
     assert (
-        guard.known(model).kept.bytes
+        reach.known(model).kept.bytes
         == sum(weight.nbytes for weight in touched)
         < sum(p.nbytes for p in model.parameters())
     )
@@ -101,7 +101,7 @@ def test_a_cast_that_would_drown_it_raises_and_leaves_it_beside(pipe, family):
     Stack.of(patch).apply(pipe, fold=True)
     with pytest.raises(StackError, match="would survive in bfloat16"):
         denoiser(pipe).to(torch.bfloat16)
-    assert guard.known(denoiser(pipe)).kept is None
+    assert reach.known(denoiser(pipe)).kept is None
     assert [entry.state for entry in applied(pipe)] == ["on"]
     Stack.of(patch).remove(pipe)
     fresh = pico.HOSTS[family]()

@@ -110,3 +110,17 @@ def test_a_graph_compiled_under_a_small_patch_does_not_hide_a_larger_one(how):
     draw(pipe, "flux")
     Stack.of(all_).apply(pipe)
     torch.testing.assert_close(draw(pipe, "flux"), draw(other, "flux"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_layer_that_is_replaced_during_a_generation_is_found_before_the_picture_is_out(step, random_patches):
+    pipe = pico.HOSTS["sd3"]()
+    Stack.of(random_patches["sd3"]).apply(pipe)
+
+    def replace(pipe, i, t, arguments):
+        if i == step:
+            hosts.replace_a_layer(pipe, None)
+        return arguments
+
+    with pytest.raises(HostError, match=r"one 1\.0\.0"):
+        pipe(**hosts.CALL["sd3"] | {"num_inference_steps": 3}, callback_on_step_end=replace)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from peft.functional import inject_adapter_in_model
 
-from hotfix import beside, guard, snapshot, switch
+from hotfix import beside, guard, reach, snapshot, switch
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, StackError
@@ -102,8 +102,8 @@ def test_a_with_block_takes_off_only_what_it_put_on(pipe, patches):
     [
         (torch, "cat", 3),
         (snapshot.Product, "on", 5),
-        (guard, "reached", 0),
-        (guard, "_links", 0),
+        (reach, "reached", 0),
+        (reach, "_links", 0),
         (switch, "check", 0),
         (torch.nn.Module, "register_forward_hook", 3),
     ],
@@ -223,7 +223,7 @@ def test_replace_is_never_bare_and_undoes_itself_when_it_fails(pipe, family, pat
     old.apply(pipe)
     bare_or_old = draw(pipe, family)
     seen = []
-    check = guard.check
+    check = reach.check
 
     def watched(model):
         seen.append([entry.id for entry in applied(pipe)])
@@ -323,4 +323,4 @@ def test_after_the_last_picture_no_trace_is_left(pipe, family, patches):
         assert [entry.name for entry in applied(pipe)] == [patch.name for patch in patches]
     assert (type(pipe), type(Denoiser(pipe, {}).model)) == kinds
     assert fingerprint(pipe) == original and not applied(pipe)
-    assert not any(vars(pipe).get(guard.BOARD) or vars(model).get(guard.BOARD) for model in guard.models(pipe).values())
+    assert not any(vars(pipe).get(reach.BOARD) or vars(model).get(reach.BOARD) for model in reach.models(pipe).values())
