@@ -3,9 +3,9 @@
     python benchmarks/lifecycle.py [-o benchmarks/results/lifecycle.json] [--shape sd15 --shape sd3 --shape sdxl]
 
 Models of the real sizes with random weights in bfloat16 (which a CPU computes slowly: inference is timed in float32, on
-the smallest shape only), on one thread. What is compared is timed in turn within one run, again and again, and the ratios
-are those of the shortest times: whatever else the machine does only adds. "Stock" is diffusers and peft as they come, with
-the same file.
+the smallest shape only), on one thread. What is compared is timed in turn within one run, again and again; ratios are those
+of the shortest times, because whatever else the machine does only adds. "Stock" is diffusers and peft as they come, with
+the same file. Every part is kept in dist/lifecycle, so that a run may be stopped and gone on with.
 """
 
 import argparse
@@ -254,7 +254,7 @@ def all_cycles() -> dict[str, int]:
         )
         for family in pico.HOSTS
         for kind in (torch.float32, torch.bfloat16, torch.float16)
-        for fold in (False, True)
+        for way in ("beside", "folded")
     }
 
 
