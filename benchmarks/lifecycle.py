@@ -2,10 +2,11 @@
 
     python benchmarks/lifecycle.py [-o benchmarks/results/lifecycle.json] [--shape sd15 --shape sd3 --shape sdxl]
 
-Models of the real sizes with random weights in bfloat16, on one thread. A CPU computes slowly in it: inference is timed in
-float32, on the smallest shape only. What is compared is timed in turn within one run, again and again; ratios are those of
-the shortest times, because whatever else the machine does only adds. "Stock" is diffusers and peft as they come, with the
-same file. Every part is kept in dist/lifecycle, so that a run may be stopped and gone on with.
+Models of the real sizes with random weights in bfloat16, on one thread. A CPU computes slowly in it: inference is
+timed in float32, on the smallest shape only. What is compared is timed in turn within one run, again and again;
+ratios are those of the shortest times, because whatever else the machine does only adds. "Stock" is diffusers and
+peft as they come, with the same file. Every part is kept in dist/lifecycle, so that a run may be stopped and gone on
+with.
 """
 
 import argparse
