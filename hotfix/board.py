@@ -91,6 +91,10 @@ class Board:
         made.names = deepcopy(self.names, memo)
         return made
 
+    def purge(self) -> None:
+        """Let go of early calls that have ended, and of everything that their frames hold."""
+        self.early = {thread: frame for thread, frame in self.early.items() if _runs(frame)}
+
     @property
     def needed(self) -> set[nn.Module]:
         """Layers that carry something for the current snapshot, or for one that is still drawn with."""

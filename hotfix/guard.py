@@ -63,6 +63,7 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
             found = board(model)
             if found is None:
                 continue
+            found.purge()
             needed = found.needed
             for layer, key, _ in list(hooks(model)):
                 if layer not in needed:
