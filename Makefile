@@ -13,8 +13,13 @@ BIN := .venv/bin
 demo: .venv/ready  ## correct an outdated flag in a real model, measure it, and put the model back
 	$(BIN)/hotfix demo
 
-test: .venv/ready  ## the tests: no network, no GPU
+# Beside the environment: where they are installed, every import of diffusers loads them, and says so.
+.venv/quantisers: .venv/ready
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $@ torchao bitsandbytes
+
+test: .venv/ready .venv/quantisers  ## the tests: no network, no GPU
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	PYTHONPATH=.venv/quantisers $(BIN)/python -m pytest --numprocesses auto tests/test_quantised.py
 
 lint: .venv/ready  ## style, types, floors
 	$(BIN)/ruff check .

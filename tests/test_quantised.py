@@ -12,6 +12,8 @@ from hotfix.errors import BaseMismatch, StackError
 from hotfix.stack import Stack, applied
 from hotfix.weights import dense
 
+pytest.importorskip("torchao", reason="`make test` runs this file again with the quantisers on the path")
+
 
 def torchao_8(model):
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
