@@ -29,8 +29,10 @@ def delta(a: Tensor, b: Tensor) -> Tensor:
 
 
 def change(product: Product) -> Tensor:
-    """ΔW of all patches on a layer, in float32 on the CPU."""
-    return torch.stack([delta(f.a, f.b) for f in product.stack]).sum(dim=0)
+    """ΔW of all patches on a layer, in float32 on the CPU: one product of the concatenated factors."""
+    return delta(
+        torch.cat([f.a.float() for f in product.stack]), torch.cat([f.b.float() for f in product.stack], dim=1)
+    )
 
 
 def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> float:
