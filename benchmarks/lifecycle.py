@@ -4,9 +4,9 @@
 
 Models of the real sizes with random weights in bfloat16, on one thread. A CPU computes slowly in it: inference is
 timed in float32, on the smallest shape only. What is compared is timed in turn within one run, again and again;
-ratios are those of the shortest times, because whatever else the machine does only adds. "Stock" is diffusers and
-peft as they come, with the same file. Every part is kept in dist/lifecycle, so that a run may be stopped and gone on
-with.
+inference is compared within each round, by the median over the rounds, loading by the shortest times. "Stock" is
+diffusers and peft as they come, with the same file. Every part is kept in dist/lifecycle, so that a run may be
+stopped and gone on with.
 """
 
 import argparse
@@ -108,16 +108,15 @@ def inference(folder: Path) -> dict[str, Any]:
     network = denoiser(pipe)
     patches = [random_patch(pipe, f"patch-{i}", i, rank=RANK) for i in range(PATCHES)]
     files = [patch.save(folder) for patch in patches]
-    x, words = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 768)
+    x, words = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 768)
 
-    def forward() -> float:
-        return seconds(lambda: network(x, 500, encoder_hidden_states=words))
+    def shortest() -> float:
+        return min(seconds(lambda: network(x, 500, encoder_hidden_states=words)) for _ in range(3))
 
     def beside(count: int, fold: bool = False) -> float:
         stack = Stack.of(*patches[:count])
         stack.apply(pipe, fold=fold)
-        forward()
-        took = forward()
+        took = shortest()
         stack.remove(pipe)
         return took
 
@@ -125,15 +124,13 @@ def inference(folder: Path) -> dict[str, Any]:
         for i in range(count):
             pipe.load_lora_weights(files[i], adapter_name=f"patch-{i}")
         pipe.set_adapters([f"patch-{i}" for i in range(count)])
-        forward()
-        took = forward()
+        took = shortest()
         pipe.unload_lora_weights()
         return took
 
-    forward()
     found = in_turn(
         {
-            "bare": forward,
+            "bare": shortest,
             "beside, 1": lambda: beside(1),
             "stock, 1": lambda: stock(1),
             "beside, 10": lambda: beside(PATCHES),
@@ -141,18 +138,25 @@ def inference(folder: Path) -> dict[str, Any]:
             "folded, 10": lambda: beside(PATCHES, fold=True),
         }
     )
-    least = {way: min(times) for way, times in found.items()}
-    bare = least["bare"]
+    ratio, more = paired(found, "folded, 10", lambda way, bare: way / bare), partial(paired, found)
     return {
         "seconds of one forward pass": found,
-        "folded against bare": round(least["folded, 10"] / bare, 3),
+        "folded against bare": ratio,
+        "overhead, seconds": {way: more(way, lambda way, bare: way - bare) for way in found if way != "bare"},
         **{
             f"overhead of {count} beside, against stock": round(
-                (least[f"beside, {count}"] - bare) / (least[f"stock, {count}"] - bare), 3
+                more(f"beside, {count}", lambda way, bare: way - bare)
+                / more(f"stock, {count}", lambda way, bare: way - bare),
+                3,
             )
             for count in (1, PATCHES)
         },
     }
+
+
+def paired(found: Mapping[str, list[float]], way: str, compare: Callable[[float, float], float]) -> float:
+    """The median over the rounds of a way compared with the bare pipeline in the same round."""
+    return round(statistics.median(compare(*both) for both in zip(found[way], found["bare"], strict=True)), 4)
 
 
 # When it goes on

@@ -187,8 +187,8 @@ def fuse_projections(pipe, folder):
 
 def replace_a_layer(pipe, folder):
     model = denoiser(pipe)
-    name = next(name for name in layers(model) if isinstance(model.get_submodule(name), torch.nn.Linear))
-    old = model.get_submodule(name)
+    name, part = next((name, part) for name, part in model.named_modules() if name.endswith(".to_q"))
+    old = next(layer for layer in part.modules() if isinstance(layer, torch.nn.Linear))
     new = torch.nn.Linear(old.in_features, old.out_features, old.bias is not None)
     new.load_state_dict(old.state_dict())
     model.set_submodule(name, new)
