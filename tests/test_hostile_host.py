@@ -3,6 +3,8 @@
 The oracle is that base: ΔW added to its weights, then the same done to it. Compared are pictures, not names.
 """
 
+import itertools
+
 import hosts
 import pico
 import pytest
@@ -69,12 +71,16 @@ def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off(family, a
     assert fingerprint(pipe) == original and not applied(pipe)
 
 
-@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
-@pytest.mark.parametrize("action", hosts.REFUSED, ids=lambda action: action.__name__)
+@pytest.mark.parametrize(
+    ("action", "fold"),
+    [
+        (hosts.clear_the_hooks, False),
+        *itertools.product((hosts.fuse_projections, hosts.replace_a_layer), (False, True)),
+    ],
+    ids=lambda value: getattr(value, "__name__", "folded" if value else "beside"),
+)
 @pytest.mark.parametrize("family", pico.HOSTS)
 def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, fold, random_patches):
-    if fold and action is hosts.clear_the_hooks:
-        pytest.skip("nothing hangs on a hook")
     pipe = pico.HOSTS[family]()
     Stack.of(random_patches[family]).apply(pipe, fold=fold)
     with pytest.raises(HostError, match=r"one 1\.0\.0"):
