@@ -25,7 +25,7 @@ from hotfix import building, console, project  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
 
-SGD_LR, MOMENTUM_LR = 50.0, 12.0  # for steps about as long as those of AdamW
+SGD_LR, MOMENTUM_LR = 3.0, 0.8  # for steps about as long as those of AdamW
 
 
 def sgd(params, lr, momentum=0.0, **_):
