@@ -3,9 +3,10 @@
     python benchmarks/realised_step.py [-o benchmarks/realised_step.json] [--steps 60]
 
 In all of them the forget gradient is projected off the mean retain gradient G. What differs is what becomes of it:
-AdamW scales every parameter by itself, momentum adds what was right some steps ago, plain SGD does neither. "Projected"
-projects the finished step once more, which is what `hotfix build` does. The loop is the one that builds patches, with
-another optimiser, or with `hold` taken out of it.
+AdamW scales every parameter by itself, momentum adds what was right some steps ago, plain SGD does neither; in all,
+the retain gradient of one batch is added, which may itself point against G. "Projected" projects the finished step
+once more, which is what `hotfix build` does. The loop is the one that builds patches, with another optimiser, or with
+`hold` taken out of it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from hotfix import building, console, project  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
 
-SGD_LR, MOMENTUM_LR = 3.0, 0.8  # for steps about as long as those of AdamW
+SGD_LR, MOMENTUM_LR = 15.0, 4.0  # how long their steps get follows the gradient: it is beside the numbers
 
 
 def sgd(params, lr, momentum=0.0, **_):
