@@ -145,6 +145,8 @@ def score(
     from hotfix.stack import Stack
 
     wanted = [Recipe.load(recipe) for recipe in recipes]
+    if html and len(wanted) > 1:
+        raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
     pipe = _pipeline(pipeline)
     from hotfix.describe import summary, together
@@ -152,11 +154,10 @@ def score(
     if len(wanted) > 1:
         from hotfix.interfering import interference
 
-        if html:
-            raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
         found = interference(pipe, wanted, stack=patches, seed=seed, n=n, stage=console.say)
         console.data(found.model_dump(mode="json"), together(found), json)
-        misses = found.conflicts
+        if found.conflicts:
+            raise SystemExit(console.OVER_BUDGET)
     else:
         from hotfix.page import Gallery
         from hotfix.scoring import score as measure
@@ -166,10 +167,9 @@ def score(
         console.data(report.model_dump(mode="json"), summary(report), json)
         if html:
             console.say(str(report.to_html(html, gallery)))
-        misses = report.misses
-    if misses:
-        console.say(f"over budget: {'; '.join(misses)}")
-        raise SystemExit(console.OVER_BUDGET)
+        if report.misses:
+            console.say(f"over budget: {'; '.join(report.misses)}")
+            raise SystemExit(console.OVER_BUDGET)
 
 
 @app.command

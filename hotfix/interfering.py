@@ -22,7 +22,7 @@ from hotfix.relations import with_required
 from hotfix.report import CHANCE, Held, Interference, PatchRef, Rate
 from hotfix.scoring import KEEP, NOISES_SHARE, PARTIAL, REPLAY
 from hotfix.shapes import Pictures
-from hotfix.stack import Stack, applied
+from hotfix.stack import Stack
 
 
 def interference(
@@ -57,9 +57,7 @@ def interference(
             hint="hotfix add PATCH",
         )
     stack.check(pipe)
-    was_on = {entry.id for entry in applied(pipe)}
-    stack.remove(pipe)
-    try:
+    with stack.off(pipe):
         denoiser = Denoiser(pipe, recipes[0].base.call)
         stage("preparing the cases")
         cases = {recipe.name: prepare(recipe, denoiser) for recipe in recipes}
@@ -71,8 +69,6 @@ def interference(
             stage(f"{name}, alone and with the others")
             trial = _Trial(denoiser, case, seed, n)
             held.append(_held(trial, patches[name], stack, must_stay))
-    finally:
-        Stack(tuple(patch for patch in stack.patches if patch.id in was_on)).apply(pipe)
     return Interference(
         patches=held, unmeasured=[name for name in patches if name not in cases], drift=whole, n=len(must_stay.bare)
     )

@@ -20,7 +20,7 @@ from hotfix.recipe import Recipe
 from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
 from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
-from hotfix.stack import Stack, applied
+from hotfix.stack import Stack
 from hotfix.windows import windows
 
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
@@ -56,9 +56,7 @@ def score(
     """
     start = time.monotonic()
     stack.check(pipe)
-    was_on = {entry.id for entry in applied(pipe)}
-    stack.remove(pipe)
-    try:
+    with stack.off(pipe):
         denoiser = Denoiser(pipe, recipe.base.call)
         stage("preparing the case")
         case = prepare(recipe, denoiser)
@@ -83,8 +81,6 @@ def score(
             stage("held-out pictures of the subject")
             each = max(2, noises // len(held))
             beyond = subject.measure(denoiser, stack, case, held, of_held_out, seed, each)
-    finally:
-        Stack(tuple(patch for patch in stack.patches if patch.id in was_on)).apply(pipe)
     return Report(
         recipe=f"{recipe.name} {recipe.version}",
         patches=[PatchRef(name=p.name, version=p.version, id=p.id) for p in stack.patches],

@@ -165,6 +165,19 @@ class Stack:
         finally:
             Stack(tuple(patch for patch in self.patches if patch.id not in before)).remove(pipe)
 
+    @contextmanager
+    def off(self, pipe: Any) -> Iterator[None]:
+        """Take off for the length of a `with` block. What was on goes on again after it, folded or beside as it was."""
+        before = {entry.id: entry for entry in applied(pipe)}
+        mine = tuple(patch for patch in self.patches if patch.id in before)
+        self.remove(pipe)
+        try:
+            yield
+        finally:
+            was = [before[patch.id] for patch in mine]
+            fold, related = any(entry.folded for entry in was), any(entry.related for entry in was)
+            Stack(mine).apply(pipe, fold=fold, allow_related_base=related)
+
 
 def applied(pipe: Any) -> tuple[Applied, ...]:
     """The patches that act on a pipeline, in order, read from the pipeline itself."""

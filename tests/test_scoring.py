@@ -52,11 +52,12 @@ def test_a_patch_is_seen_and_the_pipeline_left_as_it_was(recipe, pipe, patches):
     assert fingerprint(pipe) == before
 
 
-def test_a_patch_that_was_on_is_on_again_afterwards(recipe, pipe, patches):
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_patch_that_was_on_is_on_again_afterwards(recipe, pipe, patches, fold):
     stack = Stack.of(patches[0])
-    stack.apply(pipe)
+    stack.apply(pipe, fold=fold)
     score(pipe, recipe, stack=stack, n=2)
-    assert [(entry.id, entry.state) for entry in applied(pipe)] == [(patches[0].id, "on")]
+    assert [(entry.id, entry.state, entry.folded) for entry in applied(pipe)] == [(patches[0].id, "on", fold)]
 
 
 def test_report_and_page_hold_pictures_only_when_asked(recipe, pipe, patches, tmp_path):
