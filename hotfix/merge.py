@@ -44,6 +44,12 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
     first = patches[0].manifest
     for patch in patches[1:]:
         same_base(first, patch.manifest)
+        if patch.manifest.base.component != first.base.component:
+            raise StackError(
+                f"{patch.name} {patch.version} patches the {patch.manifest.base.component}",
+                wanted=f"patches of one component, such as the {first.base.component}",
+                hint="put them on together instead",
+            )
     entries = from_torch(_concatenated(patches))
     parts = [patch.manifest for patch in patches]
     inside = {patch.name: patch.version for patch in patches}

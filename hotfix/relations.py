@@ -55,14 +55,15 @@ def with_required(one: Manifest, stack: Sequence[Manifest]) -> list[str]:
 
 
 def same_base(one: Manifest, other: Manifest) -> None:
-    """Raise StackError where two patches were made for different bases, by class and by the sketch of the weights."""
+    """Raise StackError where two patches were made for different bases: by class, and by the weights of a component."""
     from hotfix.sketch import SAME, distance  # torch, which reading a lock does without
 
     a, b = one.base, other.base
-    common = {layer: number for layer, number in a.sketch.items() if layer in b.sketch}
-    alike = not common or distance(common, b.sketch) <= SAME
-    kinds = [(base.pipeline_class, base.component, base.component_class) for base in (a, b)]
-    if kinds[0] != kinds[1] or not alike:
+    alike = True  # nothing speaks against patches of two components
+    if a.component == b.component:
+        common = {layer: number for layer, number in a.sketch.items() if layer in b.sketch}
+        alike = a.component_class == b.component_class and (not common or distance(common, b.sketch) <= SAME)
+    if a.pipeline_class != b.pipeline_class or not alike:
         raise StackError(
             f"{other.name} {other.version} was made for {b.repo}, {one.name} {one.version} for {a.repo}",
             wanted="patches of one base",
