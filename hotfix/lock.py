@@ -3,6 +3,7 @@
 import os
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import tomli_w
 
 from hotfix import relations
 from hotfix.container import write_atomically
-from hotfix.errors import StackError, joined
+from hotfix.errors import HotfixError, StackError, joined
 from hotfix.patch import Patch
 
 LOCK = "hotfix.lock"
@@ -114,12 +115,17 @@ def remove(path: Path, names: Sequence[str]) -> None:
     Raises:
         StackError: a name that is not in it, or one that another patch requires. Then nothing is written.
     """
-    patches = load(path)
-    missing = sorted(set(names) - {patch.name for patch in patches})
-    if missing:
-        listed = ", ".join(patch.name for patch in patches) or "nothing"
-        raise StackError(f"{', '.join(missing)} is not in {path}", wanted=f"one of: {listed}", hint="hotfix status")
-    _write(path, patches, [patch for patch in patches if patch.name not in names])
+    listed = rows(path)
+    if missing := sorted(set(names) - {row.name for row in listed}):
+        wanted = f"one of: {', '.join(row.name for row in listed) or 'nothing'}"
+        raise StackError(f"{', '.join(missing)} is not in {path}", wanted=wanted, hint="hotfix status")
+    kept = [locked(path, row) for row in listed if row.name not in names]
+    gone = []
+    for row in listed:
+        if row.name in names:
+            with suppress(HotfixError):  # a file that is not the one that was locked may always go
+                gone.append(locked(path, row))
+    _write(path, [*kept, *gone], kept)
 
 
 def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:

@@ -95,3 +95,10 @@ def test_a_bad_lock_is_mended_step_by_step(path, made):
     lock.save(path, [(lock.Patch.load(file), file) for file in (one, two)])
     lock.remove(path, ["one"])
     assert listed(path) == ["two 1.0.0"]
+
+
+def test_a_patch_whose_file_is_gone_can_be_taken_out(path, made):
+    lock.add(path, [file := made("a"), made("b")])
+    file.unlink()
+    lock.remove(path, ["a"])
+    assert listed(path) == ["b 1.0.0"]
