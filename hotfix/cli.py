@@ -2,18 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
-from hotfix import console, lock
+from hotfix import cli_stack, console, lock
 from hotfix.errors import HotfixError, StackError
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from hotfix.options import Json, Out, Parameter, pipeline_of
 
 app = App(
     name="hotfix",
@@ -21,9 +18,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
-Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
-Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
-Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
+for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
+    app.command(_verb)
 
 
 @app.command
@@ -105,7 +101,7 @@ def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: s
     """
     from hotfix.patch import Patch
 
-    pipe = _pipeline(base) if base else None
+    pipe = pipeline_of(base) if base else None
 
     def check(path: Path) -> dict[str, str]:
         patch = Patch.load(path)
@@ -148,7 +144,7 @@ def score(
     if html and len(wanted) > 1:
         raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
-    pipe = _pipeline(pipeline)
+    pipe = pipeline_of(pipeline)
     from hotfix.describe import summary, together
 
     if len(wanted) > 1:
@@ -193,70 +189,10 @@ def apply(
     if dtype not in ("float32", "float16", "bfloat16"):
         raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
     patches = Stack.load(stack)
-    pipe = _pipeline(pipeline)
+    pipe = pipeline_of(pipeline)
     from hotfix.patched_copy import save_folded
 
     print(save_folded(patches, pipe, out, dtype, allow_related_base=allow_related_base))
-
-
-@app.command
-def add(patches: Annotated[list[Path], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
-    """Put patches at the end of hotfix.lock, made if there is none. What they supersede goes out.
-
-    Another version of one that is listed takes its place. Refused, with nothing written: a requirement that is not
-    met, a conflict, another base.
-
-    Args:
-        patches: .safetensors files.
-    """
-    for gone in lock.add(lock_file, patches):
-        console.say(f"out: {gone.name} {gone.version}")
-    print(lock_file)
-
-
-@app.command
-def rm(names: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
-    """Take patches out of hotfix.lock.
-
-    Args:
-        names: of patch lines.
-    """
-    lock.remove(lock_file, names)
-    print(lock_file)
-
-
-@app.command
-def merge(
-    patches: Annotated[list[Path], Parameter(negative=())],
-    /,
-    *,
-    out: Annotated[Path, Parameter(name=["-o", "--out"], help="NAME-VERSION.safetensors.")],
-    json: Json = False,
-) -> None:
-    """Several patches as one, exactly: their factors side by side. It supersedes its parts.
-
-    Args:
-        patches: .safetensors files of one base, in stack order.
-    """
-    from hotfix.merge import merge as merged
-    from hotfix.patch import Patch
-
-    name, _, version = out.name.removesuffix(".safetensors").rpartition("-")
-    if out.suffix != ".safetensors" or not name:
-        raise StackError(f"-o is {out.name}", wanted="NAME-VERSION.safetensors", hint="such as faces-1.0.0.safetensors")
-    made = merged([Patch.load(path) for path in patches], name, version)
-    path = made.save(out)
-    console.data({"path": str(path), "id": made.id}, str(path), json)
-
-
-@app.command
-def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
-    """What hotfix.lock lists, in order, and whether the files are the ones that were locked. Exit 1 names those not."""
-
-    def check(row: lock.Row) -> dict[str, str]:
-        return {"id": lock.locked(lock_file, row).id}
-
-    console.each([(asdict(row), partial(check, row)) for row in lock.rows(lock_file)], json, empty="no patches")
 
 
 @app.command
@@ -266,14 +202,6 @@ def demo(*, out: Out = Path("demo")) -> None:
     from hotfix.demo import run
 
     run(out)
-
-
-def _pipeline(source: str) -> "DiffusionPipeline":
-    console.quiet_libraries()
-    from hotfix.pipeline import load_pipeline
-
-    name, _, revision = source.partition("@")
-    return load_pipeline(name, revision=revision)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,24 @@
+"""What several verbs take."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from hotfix import console
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
+Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
+Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
+
+
+def pipeline_of(source: str) -> "DiffusionPipeline":
+    """The pipeline that is meant by hotfix:NAME, a folder, or a Hub id as ID@COMMIT."""
+    console.quiet_libraries()
+    from hotfix.pipeline import load_pipeline
+
+    name, _, revision = source.partition("@")
+    return load_pipeline(name, revision=revision)
