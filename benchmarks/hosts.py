@@ -107,7 +107,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: dict[str, dict[str, str]] = {}
     for family in args.family or pico.HOSTS:
-        actions = [action for one, action in hosts.MATRIX if one == family] + hosts.REFUSED
+        actions = [action for one, action in hosts.MATRIX + hosts.SLOW if one == family] + hosts.REFUSED
         if not hasattr(denoiser(pico.HOSTS[family]()), "fuse_qkv_projections"):
             actions.remove(hosts.fuse_projections)
         patch = random_patch(pico.HOSTS[family](), "one", 1, size=0.5)
