@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_stack, console, lock
+from hotfix import cli_sign, cli_stack, console, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -20,6 +19,8 @@ app = App(
 
 for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
     app.command(_verb)
+for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust):
+    app.command(_about_trust)
 
 
 @app.command
@@ -89,30 +90,6 @@ def show(patch: Path, *, json: Json = False) -> None:
 
     opened = Patch.load(patch)
     console.data(facts(opened), describe(opened), json)
-
-
-@app.command
-def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: str = "", json: Json = False) -> None:
-    """Check container, schema, digest and, with --base, whether the patches fit a pipeline. Exit 1 names the bad ones.
-
-    Args:
-        patches: .safetensors files.
-        base: a pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
-    """
-    from hotfix.patch import Patch
-
-    pipe = pipeline_of(base) if base else None
-
-    def check(path: Path) -> dict[str, str]:
-        patch = Patch.load(path)
-        if pipe is not None:
-            from hotfix.stack import base_problem
-
-            if (problem := base_problem(patch, pipe)) is not None:
-                raise problem
-        return {"id": patch.id}
-
-    console.each([({"file": str(path)}, partial(check, path)) for path in patches], json)
 
 
 @app.command

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from hotfix.errors import HotfixError, joined
 
 OVER_BUDGET = 3
+STATE = {True: "ok ", False: "BAD"}
 
 
 def data(value: Any, text: str, as_json: bool) -> None:
@@ -37,9 +38,7 @@ def each(
         except HotfixError as error:
             bad.append(error)
             found.append({**facts, "ok": False, "error": str(error)})
-    lines = [
-        "  ".join(["ok " if row["ok"] else "BAD", *facts.values()]) for (facts, _), row in zip(rows, found, strict=True)
-    ]
+    lines = ["  ".join([STATE[row["ok"]], *(row[key] for key in row if key not in ("ok", "error"))]) for row in found]
     data(found, "\n".join(lines) or empty, as_json)
     if bad:
         raise joined(bad, HotfixError)
