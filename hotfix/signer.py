@@ -102,6 +102,7 @@ def _signer(row: Any) -> Signer:
             one = Signer("identity", identity, issuer)
         case _:
             raise ValueError("a signer is an ssh line, a key, a certificate, or an identity and its issuer")
-    if not one.name:  # which raises a ValueError of a key that is none
-        raise ValueError("a signer without a name")
+    if one.kind == "key" and not value.startswith("-----BEGIN PUBLIC KEY-----"):
+        raise ValueError("a key that is not in PEM")
+    _ = one.name  # a ValueError, where a line or a certificate is none
     return one
