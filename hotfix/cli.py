@@ -19,7 +19,7 @@ app = App(
 
 for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
     app.command(_verb)
-for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust):
+for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom):
     app.command(_about_trust)
 
 
@@ -55,17 +55,23 @@ def build(
 
     wanted = Recipe.load(recipe)
     console.quiet_libraries()
+    from hotfix import provenance
     from hotfix.building import build as make
+    from hotfix.manifest import now
     from hotfix.page import Gallery
     from hotfix.pipeline import load_pipeline
-    from hotfix.scoring import score
+    from hotfix.scoring import hardware, score
     from hotfix.stack import Stack
 
     below = Stack.load(stack) if stack else Stack()
     pipe = load_pipeline(wanted)
+    started = now()
     with console.bar() as progress:
         patch = make(wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say)
-    print(patch.save(out))
+    print(path := patch.save(out))
+    ran_on = hardware(pipe.device)
+    made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
+    console.say(f"how it came to be: {provenance.save(made, path)}")
     if not n:
         return
     gallery = Gallery() if html else None

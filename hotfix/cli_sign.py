@@ -1,4 +1,4 @@
-"""The verbs about whose word a patch is: signing, verifying, and whom a lock trusts."""
+"""The verbs about whose word a patch is, whom a lock trusts, and what a patched pipeline consists of."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from hotfix import console, lock, signing
-from hotfix.container import content
-from hotfix.errors import SignatureError
+from hotfix.container import content, write_atomically
+from hotfix.errors import HotfixError, SignatureError
 from hotfix.options import Json, Lock, Parameter, pipeline_of
 from hotfix.patch import Patch
 from hotfix.signer import Signer, signers
@@ -147,6 +147,30 @@ def distrust(
         )
     lock.pin(lock_file, kept)
     _show(kept, json)
+
+
+def sbom(
+    pipeline: str,
+    *,
+    lock_file: Lock = Path(lock.LOCK),
+    out: Annotated[Path | None, Parameter(name=["-o", "--out"], help="A file, instead of stdout.")] = None,
+) -> None:
+    """A bill of materials of a patched pipeline, CycloneDX 1.6: the base, and every patch in hotfix.lock.
+
+    Args:
+        pipeline: the name it goes by; nothing of it is read.
+    """
+    try:
+        from hotfix.sbom import bom
+    except ImportError as error:
+        hint = "pip install 'diffusion-hotfix[sbom]'"
+        raise HotfixError(f"this needs a library that is not here ({error.name})", hint=hint) from error
+    text = bom(pipeline, lock.load(lock_file))
+    if out is None:
+        print(text)
+    else:
+        write_atomically(out, text.encode() + b"\n")
+        print(out)
 
 
 def _accepted(keys: Sequence[Path], identity: str, issuer: str) -> list[Signer]:
