@@ -12,7 +12,6 @@ from hotfix.options import Json, Lock, Parameter, pipeline_of
 from hotfix.patch import Patch
 from hotfix.signer import Signer, signers
 
-Files = Annotated[list[Path], Parameter(negative=())]
 Identity = Annotated[
     str, Parameter(help="Who it must be: a principal of allowed_signers, or with --issuer an OpenID one.")
 ]
@@ -40,20 +39,20 @@ def sign(
     Args:
         patch: a .safetensors file.
     """
-    if keyless == (key is not None):
+    if (key is None and not keyless) or (keyless and (key or certificate or chain)):
+        raise SignatureError("--key or --keyless is wanted, one of them", hint="hotfix sign PATCH --key KEY")
+    if (chain and not certificate) or (identity_token and not keyless):
         raise SignatureError(
-            "nothing to sign with" if key is None else "--key and --keyless",
-            wanted="one of the two",
-            hint="hotfix sign PATCH --key KEY",
+            "--chain goes with --certificate, --identity-token with --keyless", hint="hotfix sign --help"
         )
-    if keyless:
-        print(signing.sign_keyless(patch, identity_token, replace=replace))
-    elif key is not None:
+    if key is not None:
         print(signing.sign(patch, key, certificate=certificate, chain=chain, replace=replace))
+    else:
+        print(signing.sign_keyless(patch, identity_token, replace=replace))
 
 
 def verify(
-    patches: Files,
+    patches: Annotated[list[Path], Parameter(negative=())],
     /,
     *,
     base: str = "",
@@ -180,9 +179,8 @@ def _accepted(keys: Sequence[Path], identity: str, issuer: str) -> list[Signer]:
         raise SignatureError("--issuer without --identity", wanted="both", hint="an issuer vouches for many")
     if issuer:
         return [*found, Signer("identity", identity, issuer)]
-    if identity and not all(
-        one.kind == "ssh" and not one.value.startswith("*") for one in found or [Signer("key", "")]
-    ):
+    principals = [one for one in found if one.kind == "ssh" and one.value.split()[0] != "*"]
+    if identity and (not found or principals != found):
         hint = "--issuer URL, or --key with an allowed_signers file that names it"
         raise SignatureError(f"nothing says who {identity} is", wanted="an issuer, or a key for it", hint=hint)
     return found

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from hotfix.errors import HotfixError, joined
 
 OVER_BUDGET = 3
-STATE = {True: "ok ", False: "BAD"}
 
 
 def data(value: Any, text: str, as_json: bool) -> None:
@@ -38,7 +37,10 @@ def each(
         except HotfixError as error:
             bad.append(error)
             found.append({**facts, "ok": False, "error": str(error)})
-    lines = ["  ".join([STATE[row["ok"]], *(row[key] for key in row if key not in ("ok", "error"))]) for row in found]
+    lines = [
+        "  ".join(["ok " if row["ok"] else "BAD", *(row[key] for key in row if key not in ("ok", "error"))])
+        for row in found
+    ]
     data(found, "\n".join(lines) or empty, as_json)
     if bad:
         raise joined(bad, HotfixError)

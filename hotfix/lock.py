@@ -179,4 +179,5 @@ def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
 
 
 def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+    there = file.parent.resolve() / file.name  # a link stays one: its signature lies beside it
+    return Path(os.path.relpath(there, folder.resolve())).as_posix()

@@ -104,16 +104,18 @@ def public_key(text: str, name: str) -> str:
         return found.public_bytes(to.Encoding.PEM, to.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def certificate(text: str, name: str) -> str:
-    """A root certificate to verify under, one or several in a file.
+def certificates(text: str, name: str) -> list[str]:
+    """The root certificates in a file, one by one.
 
     Raises:
-        SignatureError: not a certificate.
+        SignatureError: there are none.
     """
-    verifying = _library("verifying")
-    with _refused(f"{name} is no certificate", hint="the PEM of a root"), _files(text.encode()) as (pem,):
-        verifying.Config().use_certificate_verifier(certificate_chain=[pem])
-    return text[text.index("-----BEGIN CERTIFICATE") :]
+    _library("verifying")
+    with _refused(f"{name} holds no certificate", hint="wanted: a root, in PEM"):
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return [one.public_bytes(Encoding.PEM).decode() for one in x509.load_pem_x509_certificates(text.encode())]
 
 
 def _about(content: bytes, bundle: bytes) -> None:

@@ -55,7 +55,7 @@ def signers(path: Path) -> list[Signer]:
         hint = "ssh-keygen -y -f KEY, or openssl pkey -in KEY -pubout, prints it"
         raise SignatureError(f"{path} is a private key", wanted="its public half", hint=hint)
     if "BEGIN CERTIFICATE-----" in text:
-        return [Signer("certificate", openssf.certificate(text, str(path)))]
+        return [Signer("certificate", pem) for pem in openssf.certificates(text, str(path))]
     if "BEGIN PUBLIC KEY-----" in text:
         return [Signer("key", openssf.public_key(text, str(path)))]
     return [Signer("ssh", line) for line in ssh.allowed(text, str(path))]

@@ -115,16 +115,16 @@ def test_a_signature_holds_under_every_name_and_for_other_peoples_verifiers(file
     shutil.copy(signature, file.with_name(HUB_NAME + ENDINGS[kind]))
     for path in (file, on_the_hub):
         assert signing.load(path, accepted(keys, kind)) == Patch.load(file)
-        model_signing = (sys.executable, "-m", "model_signing", "verify")
-        theirs = {
-            "ssh": ("ssh-keygen", "-Y", "verify", "-n", "hotfix-patch", "-f", keys / "allowed", "-I", "ann@acme"),
-            "key": (*model_signing, "key", "--public_key", keys / "ec.pub.pem"),
-            "certificate": (*model_signing, "certificate", "--certificate_chain", keys / "root.pem"),
-        }[kind]
-        with path.open() as content:
-            words = ("-s", signature) if kind == "ssh" else ("--signature", signature, path)
-            done = run(*theirs, *words, stdin=content)
-        assert done.returncode == 0, done.stderr
+    model_signing = (sys.executable, "-m", "model_signing", "verify")
+    theirs = {
+        "ssh": ("ssh-keygen", "-Y", "verify", "-n", "hotfix-patch", "-f", keys / "allowed", "-I", "ann@acme"),
+        "key": (*model_signing, "key", "--public_key", keys / "ec.pub.pem"),
+        "certificate": (*model_signing, "certificate", "--certificate_chain", keys / "root.pem"),
+    }[kind]
+    with on_the_hub.open() as content:
+        words = ("-s", signature) if kind == "ssh" else ("--signature", signature, on_the_hub)
+        done = run(*theirs, *words, stdin=content)
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_flipped_bit_is_refused_wherever_it_is(file, keys, kind):
@@ -265,6 +265,25 @@ def test_signers_change_one_by_one_and_the_last_one_goes_only_on_purpose(file, k
     assert "signatures" not in path.read_text()
 
 
+def test_several_roots_in_a_file_are_several_signers(file, keys, tmp_path):
+    both = tmp_path / "both.pem"
+    both.write_text((keys / "leaf.crt").read_text() + "and\n" + (keys / "root.pem").read_text())
+    signed(file, keys, "certificate")
+    lock.pin(tmp_path / "hotfix.lock", signers(both))
+    assert len({one.name for one in lock.signers(tmp_path / "hotfix.lock")}) == 2
+    lock.add(tmp_path / "hotfix.lock", [file])
+
+
+def test_a_link_to_a_patch_has_its_signature_beside_it(file, keys, tmp_path):
+    link = tmp_path / "snapshot" / HUB_NAME  # as the cache of the Hub has them
+    link.parent.mkdir()
+    link.symlink_to(file)
+    signed(link, keys)
+    lock.pin(tmp_path / "hotfix.lock", accepted(keys))
+    lock.add(tmp_path / "hotfix.lock", [link])
+    assert Stack.load(tmp_path / "hotfix.lock").patches[0].source == link
+
+
 @pytest.mark.parametrize(
     "table",
     [
@@ -299,6 +318,7 @@ def test_an_allowed_signers_file_says_who_may_sign_what_and_until_when(file, key
         refused(file, signers(allowed), words)
     allowed.write_text(f'*@acme namespaces="hotfix-*" {key}')
     assert signing.load(file, signers(allowed), "zoe@acme")
+    verify([file], key=allowed, identity="zoe@acme")
 
 
 def test_a_passphrase_is_never_asked_for_even_on_a_terminal(file, keys):
