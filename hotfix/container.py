@@ -31,6 +31,21 @@ class Entry:
     data: memoryview
 
 
+def content(path: Path) -> bytes:
+    """The bytes of a file: not mapped, for what was checked must be what is used.
+
+    Raises:
+        PatchFormatError: unreadable, or over 1 GiB.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
+        return path.read_bytes()
+    except OSError as error:
+        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+
+
 def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     """Return the metadata and the tensors of a file.
 
@@ -38,14 +53,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
         PatchFormatError: unreadable, not safetensors, or with duplicate keys, gaps, overlaps, trailing bytes, a header
             over 1 MB, or over 1 GiB in all.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
-        raw = path.read_bytes()  # not mapped: what was checked must be what is used
-    except OSError as error:
-        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    return parse(raw, str(path))
+    return parse(content(path), str(path))
 
 
 def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:

@@ -7,6 +7,7 @@ HotfixError
 ├── PatchFormatError     not a patch: truncated, foreign, pickled, or with parts that a patch may not have
 │   ├── UnsupportedSchema    written by a newer hotfix
 │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
+├── SignatureError       not signed, not by whom it must be, or a key that cannot be used
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
 ├── HostError            the host did something that would put a patch out of action
@@ -46,6 +47,10 @@ class UnsupportedSchema(PatchFormatError):
 
 class DigestMismatch(PatchFormatError):
     """The tensors are not the ones that the manifest speaks of."""
+
+
+class SignatureError(HotfixError):
+    """A signature is missing, or is not one that counts."""
 
 
 class BaseMismatch(HotfixError):

@@ -9,22 +9,37 @@ from pathlib import Path
 
 import tomli_w
 
-from hotfix import relations
+from hotfix import relations, signing
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, StackError, joined
 from hotfix.patch import Patch
+from hotfix.signer import Signer, parsed, table
 
 LOCK = "hotfix.lock"
 LOCK_VERSION = 1
 
 
-def save(path: Path, rows: Sequence[tuple[Patch, Path]]) -> Path:
-    """Write a lock of (patch, its file) rows, in stack order. Files are named relative to the lock."""
+def save(path: Path, rows: Sequence[tuple[Patch, Path]], pinned: Sequence[Signer] | None = None) -> Path:
+    """Write a lock of (patch, its file) rows, in stack order. Files are named relative to the lock.
+
+    Args:
+        path: of the lock.
+        rows: what it lists.
+        pinned: whose signatures count from now on; by default, whoever the lock that is there says.
+
+    Raises:
+        SignatureError: a patch without such a signature. Then nothing is written.
+    """
+    if pinned is None:
+        pinned = signers(path) if path.exists() else []
+    for _, file in rows if pinned else []:
+        signing.load(file, pinned)
+    policy = {"signatures": table(pinned)} if pinned else {}
     entries = [
         {"name": patch.name, "version": patch.version, "id": patch.id, "source": _relative(file, path.parent)}
         for patch, file in rows
     ]
-    text = tomli_w.dumps({"lock-version": LOCK_VERSION, "patches": entries})
+    text = tomli_w.dumps({"lock-version": LOCK_VERSION, **policy, "patches": entries})
     write_atomically(path, b"# Written by hotfix. Order is part of it.\n" + text.encode())
     return path
 
@@ -45,30 +60,47 @@ def rows(path: Path) -> list[Row]:
     Raises:
         StackError: no lock, or a broken one.
     """
+    return _read(path)[0]
+
+
+def signers(path: Path) -> list[Signer]:
+    """Whose signatures a lock accepts; where it names none, it asks for none. Raises StackError like `rows`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[Row], list[Signer]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = data["lock-version"]
+        if (found := data["lock-version"]) != LOCK_VERSION:
+            raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
         listed = [
             Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]))
             for row in data.get("patches", [])
         ]
+        pinned = parsed(data["signatures"]) if "signatures" in data else []
+        if unknown := sorted(data.keys() - {"lock-version", "signatures", "patches"}):
+            raise ValueError(f"{', '.join(unknown)} is nothing that a lock holds")
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
-    if found != LOCK_VERSION:
-        raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
-    return listed
+    return listed, pinned
 
 
-def locked(path: Path, row: Row) -> Patch:
+def locked(path: Path, row: Row, pinned: Sequence[Signer] | None = None) -> Patch:
     """The patch of a row, which must be the one that was locked.
 
+    Args:
+        path: of the lock.
+        row: of it.
+        pinned: whose signatures count; by default, whoever the lock says.
+
     Raises:
+        SignatureError: the lock asks for a signature, and there is none that counts. Its file was not parsed then.
         StackError: it is another one.
         PatchFormatError: a source that is not a patch, or is not there.
     """
-    patch = Patch.load(path.parent / row.source)
+    patch = signing.load(path.parent / row.source, signers(path) if pinned is None else pinned)
     if patch.id != row.id:
         raise StackError(
             f"{row.source} is {patch.id[:19]}…",
@@ -97,9 +129,9 @@ def add(path: Path, files: Sequence[Path]) -> list[Patch]:
         StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
             nothing is written.
     """
-    before = load(path) if path.exists() else []
+    before, pinned = (load(path), signers(path)) if path.exists() else ([], [])
     stack = {patch.name: patch for patch in before}
-    for patch in map(Patch.load, files):
+    for patch in [signing.load(file, pinned) for file in files]:
         for name in relations.superseded(patch.manifest, [one.manifest for one in stack.values()]):
             del stack[name]
         for one in stack.values():
@@ -128,6 +160,16 @@ def remove(path: Path, names: Sequence[str]) -> None:
     _write(path, [*kept, *gone], kept)
 
 
+def pin(path: Path, pinned: Sequence[Signer]) -> None:
+    """Accept signatures of these alone from now on; of nobody is to ask for none. Makes the lock if there is none.
+
+    Raises:
+        SignatureError: a listed patch that none of them has signed. Then nothing is written.
+    """
+    patches = [locked(path, row, pinned) for row in rows(path)] if path.exists() else []
+    save(path, [(patch, patch.source or path) for patch in patches], pinned)
+
+
 def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
     """Write a lock that has no problem which the one before had not: a bad one may be mended step by step."""
     was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
@@ -137,4 +179,5 @@ def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
 
 
 def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+    there = file.parent.resolve() / file.name  # a link stays one: its signature lies beside it
+    return Path(os.path.relpath(there, folder.resolve())).as_posix()

@@ -95,8 +95,12 @@ class Patch:
         Raises:
             PatchFormatError: not a patch. Its children say more: UnsupportedSchema, DigestMismatch.
         """
-        path = Path(path)
-        metadata, entries = container.read(path)
+        return cls.parse(container.content(Path(path)), Path(path))
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Self:
+        """`load` for the content of a file already at hand."""
+        metadata, entries = container.parse(content, str(path))
         _check(metadata, entries, str(path))
         return cls(metadata[MANIFEST_KEY], entries, path)
 

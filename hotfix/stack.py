@@ -49,6 +49,7 @@ class Stack:
 
         Raises:
             StackError: a patch that is not in a file yet.
+            SignatureError: a lock is there that asks for signatures, and a patch has none that counts.
         """
         for patch in self.patches:
             if patch.source is None:
@@ -61,7 +62,12 @@ class Stack:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a lock and its patches. Raises StackError when one is no longer the patch that was locked."""
+        """Read a lock and its patches.
+
+        Raises:
+            StackError: one is no longer the patch that was locked.
+            SignatureError: the lock says who must have signed, and one is signed by nobody of these.
+        """
         return cls(tuple(lock.load(Path(path))))
 
     def problems(
