@@ -7,6 +7,7 @@ from hotfix.patch import Outline, Patch
 if TYPE_CHECKING:
     from hotfix.report import Interference, Report
 
+UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
 
 
@@ -16,6 +17,7 @@ def facts(patch: Patch | Outline) -> dict[str, Any]:
         "id": patch.id,
         "layers": len(patch.layers),
         "bytes": patch.size,
+        "tensors_read": isinstance(patch, Patch),
         "manifest": patch.manifest.model_dump(mode="json"),
     }
 
@@ -37,7 +39,8 @@ def describe(patch: Patch | Outline) -> str:
         "supersedes": ", ".join(m.supersedes),
         "made": f"{m.created} by {m.tool}",
     }
-    return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+    unread = f"\n{UNREAD}" if isinstance(patch, Outline) else ""
+    return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}{unread}"
 
 
 def together(found: "Interference") -> str:

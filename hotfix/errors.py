@@ -9,6 +9,7 @@ HotfixError
 │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── HubError             the Hub has it not, does not allow it, or cannot be reached
 ├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
@@ -54,6 +55,10 @@ class BaseMismatch(HotfixError):
 
 class StackError(HotfixError):
     """Patches that cannot be on together, or are not there."""
+
+
+class HubError(HotfixError):
+    """The Hub has it not, does not allow it, or cannot be reached."""
 
 
 class HostError(HotfixError):

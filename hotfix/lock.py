@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tomli_w
 
-from hotfix import relations
+from hotfix import hub, relations
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, StackError, joined
 from hotfix.patch import Patch
@@ -18,11 +18,15 @@ LOCK = "hotfix.lock"
 LOCK_VERSION = 1
 
 
-def save(path: Path, rows: Sequence[tuple[Patch, Path]]) -> Path:
-    """Write a lock of (patch, its file) rows, in stack order. Files are named relative to the lock."""
+def save(path: Path, patches: Sequence[Patch]) -> Path:
+    """Write a lock of patches, in stack order. Files are named relative to it, what was pulled by its repository.
+
+    Raises:
+        StackError: a patch that is not in a file yet.
+    """
     entries = [
-        {"name": patch.name, "version": patch.version, "id": patch.id, "source": _relative(file, path.parent)}
-        for patch, file in rows
+        {"name": patch.name, "version": patch.version, "id": patch.id} | _source(patch, path.parent)
+        for patch in patches
     ]
     text = tomli_w.dumps({"lock-version": LOCK_VERSION, "patches": entries})
     write_atomically(path, b"# Written by hotfix. Order is part of it.\n" + text.encode())
@@ -36,7 +40,13 @@ class Row:
     name: str
     version: str
     id: str
-    source: str  # relative to the lock's folder
+    source: str  # relative to the lock's folder, or hf://ORG/NAME
+    revision: str = ""  # of what is on the Hub: a commit
+
+    @property
+    def repo(self) -> str:
+        """ORG/NAME of what is on the Hub, or nothing."""
+        return self.source.removeprefix(hub.SCHEME) if self.source.startswith(hub.SCHEME) else ""
 
 
 def rows(path: Path) -> list[Row]:
@@ -49,7 +59,7 @@ def rows(path: Path) -> list[Row]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         found = data["lock-version"]
         listed = [
-            Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]))
+            Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]), str(row.get("revision", "")))
             for row in data.get("patches", [])
         ]
     except OSError as error:
@@ -67,8 +77,15 @@ def locked(path: Path, row: Row) -> Patch:
     Raises:
         StackError: it is another one.
         PatchFormatError: a source that is not a patch, or is not there.
+        HubError: one on the Hub that is not in the cache, and cannot be had.
     """
-    patch = Patch.load(path.parent / row.source)
+    if row.repo and not hub.COMMIT.fullmatch(row.revision):
+        raise StackError(
+            f"{path.name} has revision {row.revision!r} of {row.source}",
+            wanted="the 40 hex digits of a commit: branches and tags move",
+            hint=f"hotfix rm {row.name}, then hotfix add {row.source}",
+        )
+    patch = hub.fetch(row.repo, row.revision) if row.repo else Patch.load(path.parent / row.source)
     if patch.id != row.id:
         raise StackError(
             f"{row.source} is {patch.id[:19]}…",
@@ -88,10 +105,11 @@ def load(path: Path) -> list[Patch]:
     return [locked(path, row) for row in rows(path)]
 
 
-def add(path: Path, files: Sequence[Path]) -> list[Patch]:
+def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
     """Append patches to a lock, made if there is none, and say which went out of it.
 
-    Another version of a listed name takes its place; what a new patch supersedes goes out.
+    Another version of a listed name takes its place; what a new patch supersedes goes out. A source is a file, or
+    hf://ORG/NAME with a version, a commit or nothing behind an @: the lock then pins the commit.
 
     Raises:
         StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
@@ -99,7 +117,8 @@ def add(path: Path, files: Sequence[Path]) -> list[Patch]:
     """
     before = load(path) if path.exists() else []
     stack = {patch.name: patch for patch in before}
-    for patch in map(Patch.load, files):
+    for source in map(str, sources):
+        patch = hub.pull(source) if source.startswith(hub.SCHEME) else Patch.load(source)
         for name in relations.superseded(patch.manifest, [one.manifest for one in stack.values()]):
             del stack[name]
         for one in stack.values():
@@ -133,8 +152,16 @@ def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
     was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
     if new := [problem for problem in now if str(problem) not in map(str, was)]:
         raise joined(new, StackError)
-    save(path, [(patch, patch.source or path) for patch in after])
+    save(path, after)
 
 
-def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+def _source(patch: Patch, folder: Path) -> dict[str, str]:
+    if patch.pulled:
+        source, revision = patch.pulled.split("@")
+        return {"source": source, "revision": revision}
+    if patch.source is None:
+        raise StackError(
+            f"{patch.name} {patch.version} is in no file yet",
+            hint="save it, and load it from there: Patch.load(patch.save('dist'))",
+        )
+    return {"source": Path(os.path.relpath(patch.source.resolve(), folder.resolve())).as_posix()}
