@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "interfering": ["interference"],
         "patch": ["Patch"],
         "pipeline": ["load_pipeline"],
-        "publish": ["Published", "push"],
+        "publish": ["push"],
         "recipe": ["Recipe"],
         "report": ["Report"],
         "scoring": ["score"],

@@ -40,6 +40,7 @@ MEASURED = """\
 ```
 
 Measured on {hardware}. Intervals are Clopper–Pearson, 95%; `report.json` has every number."""
+UNCONDITIONAL = "unconditional-image-generation"
 UNMEASURED = "No report was published with it: nobody says here that it works."
 HOTFIX = """\
 ```python
@@ -88,7 +89,7 @@ def local(base: str, path: str) -> str:
 
 
 def page(patch: Patch, repo: str, report: Report | None, license: str) -> str:
-    """The whole card of a repository on the Hub: front matter with a model-index, usage at a pinned version, and so on."""
+    """The whole card of a repository on the Hub: front matter with a model-index, and usage at this very version."""
     base, tag = patch.manifest.base, hub.tag(patch.version)
     revision = f', revision="{base.commit}"' if base.commit else ""
     usage = [HOTFIX.format(base=base.repo, revision=revision, patch=f'hotfix.pull("{repo}@{patch.version}")')]
@@ -128,7 +129,7 @@ def _interval(rate: Rate) -> dict[str, float]:
 
 def _result(report: Report, name: str, metric: str, value: float, about: Mapping[str, float]) -> Mapping[str, Any]:
     return {
-        "task_type": "image-generation",
+        "task_type": "text-to-image" if any(row.caption != "empty" for row in report.replays) else UNCONDITIONAL,
         "dataset_type": "hotfix-report",
         "dataset_name": f"seeds of report.json, from {report.seed} on",
         "metric_type": metric,

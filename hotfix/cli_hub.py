@@ -13,7 +13,9 @@ def push(
     repo: str,
     *,
     report: Annotated[Path | None, Parameter(help="The report.json of this very patch.")] = None,
-    private: Annotated[bool | None, Parameter(help="Who may see the repository, where it is made.")] = None,
+    private: Annotated[
+        bool, Parameter(negative=(), help="Only for members to see; refused where it is public already.")
+    ] = False,
     license: Annotated[str, Parameter(help="Of the patch, such as apache-2.0; none is claimed by itself.")] = "",
     json: Json = False,
 ) -> None:
@@ -30,7 +32,7 @@ def push(
     from hotfix.report import Report
 
     opened, measured = Patch.load(patch), Report.load(report) if report else None
-    done = publish(opened, repo, report=measured, private=private, license=license)
+    done = publish(opened, repo, report=measured, private=private or None, license=license)
     if not done.new:
         console.say("it was there already, this very patch: nothing was changed")
     console.data(asdict(done), f"{done.repo}@{done.version}", json)

@@ -5,9 +5,10 @@ What it raises becomes a sentence here, and goes no further: its own words may h
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that stock diffusers lo
 REPORT, CARD = "report.json", "README.md"
 # Signatures: what follows the name of a patch's file, and their name in the repository.
 SIGNATURES = {".sig": f"{WEIGHTS}.sig", ".model.sig": "model.sig"}
+WANTED = [WEIGHTS, REPORT, *SIGNATURES.values()]
 KIND = "hotfix"  # the tag of a card by which a patch line is found
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -90,9 +92,15 @@ def fetch(repo: str, revision: str) -> Patch:
 
 
 def _folder(repo: str, revision: str, **options: Any) -> Path:
-    wanted = [WEIGHTS, REPORT, *SIGNATURES.values()]
+    """The cache's folder of a commit. Where a commit is in it whole, the Hub is not asked."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    fetch = partial(_api().snapshot_download, repo, revision=revision, allow_patterns=WANTED)
     with _sentences(f"{repo} at {revision}"):
-        return Path(_api().snapshot_download(repo, revision=revision, allow_patterns=wanted, **options))
+        if COMMIT.fullmatch(revision) and not options:
+            with suppress(LocalEntryNotFoundError):
+                return Path(fetch(local_files_only=True))
+        return Path(fetch(**options))
 
 
 def _load(folder: Path, repo: str, revision: str) -> Patch:
@@ -130,9 +138,9 @@ def versions(repo: str) -> list[Version]:
     return sorted(found)
 
 
-def newest(repo: str) -> str:
-    """The tag of the newest version; a pre-release only where there is nothing else."""
-    if not (found := versions(repo)):
+def newest(repo: str, found: Sequence[Version] | None = None) -> str:
+    """The tag of the newest version, of those found if you have them; a pre-release only if there is nothing else."""
+    if not (found := versions(repo) if found is None else found):
         raise HubError(f"{repo} has no published version", wanted="a tag such as v1.0.0", hint="hotfix push PATCH REPO")
     return tag(max(found, key=lambda version: (not version.is_prerelease, version)))
 
@@ -147,9 +155,11 @@ def lines(org: str) -> list[str]:
 
 
 def create(repo: str, private: bool | None) -> None:
-    """Make a repository, unless it is there."""
+    """Make a repository, unless it is there. What shall be private must not be there for all to see."""
     with _sentences(repo):
         _api().create_repo(repo, private=private, exist_ok=True)
+        if private and not _api().model_info(repo).private:
+            raise HubError(f"{repo} is there already, and public", wanted="a private one", hint="name another")
 
 
 def tree(repo: str, revision: str = "main") -> tuple[str, set[str]]:
@@ -209,7 +219,7 @@ def _sentences(what: str) -> Iterator[None]:
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
-    again = "nothing half-done was published or kept: the same command again goes on"
+    again = "the same command again goes on where this one stopped"
     try:
         yield
     except errors.HfHubHTTPError as error:
@@ -218,7 +228,10 @@ def _sentences(what: str) -> Iterator[None]:
         hint = "unset HF_HUB_OFFLINE" if _offline() else "check the connection; what was pulled once works without it"
         raise HubError(f"{what} is not in the cache, and the Hub is out of reach", hint=hint) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise HubError(f"{what}: the connection to the Hub broke ({type(error).__name__})", hint=again) from None
+        raise HubError(
+            f"{what}: the connection to the Hub broke ({type(error).__name__})",
+            hint=f"check the connection and HF_ENDPOINT; {again}",
+        ) from None
     except errors.HFValidationError as error:
         raise HubError(f"{what} is no name of a repository: {error}", hint="such as acme/face-0042") from None
     except errors.SafetensorsParsingError:
@@ -227,8 +240,8 @@ def _sentences(what: str) -> Iterator[None]:
         words = error.strerror or "less came than was announced"
         raise HubError(f"{what}: it cannot be kept ({words})", hint=f"{again}; HF_HOME is where the cache is") from None
     except ValueError as error:  # an answer that is not JSON, a token that is not ASCII
-        hint = "check HF_ENDPOINT and HF_TOKEN"
-        raise HubError(f"{what}: this is no talk with a Hub ({type(error).__name__})", hint=hint) from None
+        words = "this token cannot be sent" if isinstance(error, UnicodeEncodeError) else "the answer is not a Hub's"
+        raise HubError(f"{what}: {words}", hint="check HF_ENDPOINT and HF_TOKEN") from None
 
 
 def _refused(error: "HfHubHTTPError", what: str) -> HubError:

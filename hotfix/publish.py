@@ -31,7 +31,7 @@ def push(
         patch: signature files beside its own file go with it.
         repo: `ORG/NAME`, made if it is not there. One repository is one patch line.
         report: what was measured, of this very patch.
-        private: whether only members see it, where the repository is made; None is what the organisation prefers.
+        private: whether only members see it. None makes what the organisation prefers, and takes what is there.
         license: of the patch, as the Hub spells it; none is claimed if you do not.
 
     Raises:

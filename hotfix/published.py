@@ -47,9 +47,9 @@ def lines(org: str, base: str = "") -> list[Line]:
 def _line(repo: str) -> Line:
     line = Line(repo)
     try:
-        newest = hub.newest(repo)
-        line = replace(line, versions=tuple(map(str, hub.versions(repo))))
-        said = hub.outline(repo, newest).manifest
+        found = hub.versions(repo)
+        line = replace(line, versions=tuple(map(str, found)))
+        said = hub.outline(repo, hub.newest(repo, found)).manifest
     except HotfixError as error:
         return replace(line, problem=str(error))
     return replace(line, name=said.name, base=said.base.repo, supersedes=tuple(said.supersedes))
@@ -65,11 +65,12 @@ def outdated(path: Path) -> list[Outdated]:
     published = {org: lines(org) for org in sorted({row.repo.split("/")[0] for row in rows})}
     found = []
     for row in rows:
-        newer = tuple(str(one) for one in hub.versions(row.repo) if one > Version(row.version))
+        mine = Version(row.version)
+        stable = [one for one in hub.versions(row.repo) if mine.is_prerelease or not one.is_prerelease]
         by = tuple(
             f"{line.repo}@{line.versions[-1]}"
             for line in published[row.repo.split("/")[0]]
             if any(relations.met(text, {row.name: row.version}) for text in line.supersedes)
         )
-        found.append(Outdated(row.name, row.version, row.source, newer, by))
+        found.append(Outdated(row.name, row.version, row.source, tuple(str(one) for one in stable if one > mine), by))
     return found

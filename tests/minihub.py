@@ -101,7 +101,7 @@ class Repo:
             about, path = row.split("\t", 1)
             _, _, oid, size = about.split()
             found[path] = File(path, oid, int(size))
-            if int(size) < 200 and (text := self.git("cat-file", "blob", oid)).startswith(POINTER):
+            if 100 < int(size) < 200 and (text := self.git("cat-file", "blob", oid)).startswith(POINTER):
                 sha256, size = re.search(rb"sha256:(\w+)\nsize (\d+)", text).groups()
                 found[path] = File(path, oid, int(size), sha256.decode())
         return found
@@ -137,8 +137,9 @@ class Repo:
         return commit
 
     def refs(self, kind: str) -> list[dict]:
-        names = self.git("for-each-ref", "--format=%(refname:lstrip=2)", f"refs/{kind}").decode().split()
-        return [{"name": n, "ref": (ref := f"refs/{kind}/{n}"), "targetCommit": self.commit_of(ref)} for n in names]
+        about = "%(refname:lstrip=2) %(refname) %(if)%(*objectname)%(then)%(*objectname)%(else)%(objectname)%(end)"
+        rows = self.line("for-each-ref", f"--format={about}", f"refs/{kind}").splitlines()
+        return [dict(zip(("name", "ref", "targetCommit"), row.split(), strict=True)) for row in rows]
 
     def json(self, revision: str = "main") -> dict:
         commit = self.commit_of(revision)
@@ -167,7 +168,7 @@ class MiniHub(ThreadingHTTPServer):
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.folder, self.writing, self.asked = folder, threading.Lock(), []
+        self.folder, self.writing, self.asked, self.sent = folder, threading.Lock(), [], 0
         self._cut = (0, False)
         (folder / "lfs").mkdir(parents=True, exist_ok=True)
 
@@ -251,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
             return  # the headers are still in the buffer: nothing is sent
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(answer.body[: len(answer.body) // 2] if half else answer.body)
+            self.server.sent += self.wfile.write(answer.body[: len(answer.body) // 2] if half else answer.body)
 
     @cached_property
     def _routes(self) -> list:
