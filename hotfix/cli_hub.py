@@ -34,7 +34,7 @@ def push(
     opened, measured = Patch.load(patch), Report.load(report) if report else None
     done = publish(opened, repo, report=measured, private=private or None, license=license)
     if not done.new:
-        console.say("it was there already, this very patch: nothing was changed")
+        console.say("this very patch was there already: nothing was changed, its report and signatures neither")
     console.data(asdict(done), f"{done.repo}@{done.version}", json)
 
 

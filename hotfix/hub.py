@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ SIGNATURES = {".sig": f"{WEIGHTS}.sig", ".model.sig": "model.sig"}
 WANTED = [WEIGHTS, REPORT, *SIGNATURES.values()]
 KIND = "hotfix"  # the tag of a card by which a patch line is found
 COMMIT = re.compile(r"[0-9a-f]{40}")
+ASK = "ask who published it"
 
 
 def place(text: str) -> tuple[str, str]:
@@ -113,7 +115,10 @@ def outline(repo: str, revision: str) -> Outline:
     """What the header of a published patch says: a request for some kilobytes, however large the patch is."""
     name = f"{repo} at {revision}"
     with _sentences(name):
-        found = _api().parse_safetensors_file_metadata(repo, WEIGHTS, revision=revision)
+        try:
+            found = _api().parse_safetensors_file_metadata(repo, WEIGHTS, revision=revision)
+        except (AttributeError, TypeError, RecursionError) as error:  # JSON, but not such as the client expects
+            raise PatchFormatError(f"{name} does not begin as a safetensors file", hint=ASK) from error
     tensors = {key: vars(tensor) for key, tensor in found.tensors.items()}
     return Outline.of({"__metadata__": found.metadata} | tensors, name)
 
@@ -235,13 +240,16 @@ def _sentences(what: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise HubError(f"{what} is no name of a repository: {error}", hint="such as acme/face-0042") from None
     except errors.SafetensorsParsingError:
-        raise PatchFormatError(f"{what} does not begin as a safetensors file", hint="ask who published it") from None
+        raise PatchFormatError(f"{what} does not begin as a safetensors file", hint=ASK) from None
     except OSError as error:
         words = error.strerror or "less came than was announced"
         raise HubError(f"{what}: it cannot be kept ({words})", hint=f"{again}; HF_HOME is where the cache is") from None
-    except ValueError as error:  # an answer that is not JSON, a token that is not ASCII
-        words = "this token cannot be sent" if isinstance(error, UnicodeEncodeError) else "the answer is not a Hub's"
-        raise HubError(f"{what}: {words}", hint="check HF_ENDPOINT and HF_TOKEN") from None
+    except UnicodeEncodeError:
+        raise HubError(f"{what}: this token cannot be sent", hint="check HF_TOKEN") from None
+    except JSONDecodeError:
+        raise HubError(f"{what}: the answer is not a Hub's", hint="check HF_ENDPOINT") from None
+    except ValueError as error:  # the card, after the Hub has looked at it
+        raise HubError(f"{what}: {' '.join(str(error).split())}", hint="check --license") from None
 
 
 def _refused(error: "HfHubHTTPError", what: str) -> HubError:

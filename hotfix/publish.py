@@ -87,7 +87,7 @@ def unpack(patch: Patch, folder: Path) -> list[Path]:
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
             raise SaveError(f"{path} is there, and is another", hint="move it away, or choose -o elsewhere")
-    for path, content in files.items():
+    for path, content in reversed(files.items()):  # a patch never lies there without its signatures
         write_atomically(path, content)
     return list(files)
 

@@ -258,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
     def _routes(self) -> list:
         repo = r"([\w.-]+/[\w.-]+)"
         return [
-            ("POST", "/api/validate-yaml", lambda: said({"errors": [], "warnings": []})),
+            ("POST", "/api/validate-yaml", self._validate),
             ("GET", "/api/models", self._list),
             ("POST", "/api/repos/create", self._create),
             ("PUT", r"/lfs/([0-9a-f]{64})", self._store),
@@ -290,6 +290,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _repo(self, id_: str) -> Repo:
         return self.server.repo(id_, self._known)
+
+    def _validate(self) -> Answer:
+        card = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
+        good = re.fullmatch(r"[a-z0-9.-]+", card.get("license", "mit"))
+        errors = [] if good else [{"message": '"license" must be one of [apache-2.0, mit, ...]'}]
+        return said({"errors": errors, "warnings": []}, status=400 if errors else 200)
 
     def _list(self) -> Answer:
         query = parse_qs(urlsplit(self.path).query)

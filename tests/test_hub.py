@@ -184,6 +184,12 @@ def test_a_report_is_of_the_patch_and_of_numbers_alone(server, make, report, tmp
         Report.load(path)
 
 
+def test_a_licence_that_the_hub_does_not_know_publishes_nothing(server, make):
+    with pytest.raises(HubError, match=r'acme/face: Invalid metadata in README.md. - "license" must be one of'):
+        push(make(), "acme/face", license="The Unlicensed")
+    assert "v1.0.0" not in refs(server)
+
+
 # The card
 
 
@@ -323,6 +329,10 @@ def test_an_outline_needs_no_tensors_and_is_distrusted_all_the_same(server, make
     assert (found.id, found.manifest, found.layers, found.size) == (patch.id, patch.manifest, patch.layers, patch.size)
     assert server.sent < 110_000 < patch.size
     good = weights(server).read_bytes()
+    for header in (b"[]", b'{"__metadata__":null}', b'{"a":1}', b'{"a":{"dtype":"F32","shape":{},"data_offsets":5}}'):
+        weights(server).write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(PatchFormatError):
+            hub.look("acme/face@1.0.0")
     for old, new in ((rb"\"name\":\"face\"", rb"\"name\":\"fake\""), (b"lora_A", b"lora_C"), (b'"__m', b"?__m")):
         weights(server).write_bytes(good.replace(old, new))
         with pytest.raises(PatchFormatError):
