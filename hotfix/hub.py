@@ -229,12 +229,17 @@ def _sentences(what: str) -> Iterator[None]:
         yield
     except errors.HfHubHTTPError as error:
         raise _refused(error, what) from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+    except errors.OfflineModeIsEnabled:
+        raise HubError(f"{what}: the Hub was not asked, for HF_HUB_OFFLINE is set", hint="unset it") from None
+    except errors.LocalEntryNotFoundError:
         hint = "unset HF_HUB_OFFLINE" if _offline() else "check the connection; what was pulled once works without it"
         raise HubError(f"{what} is not in the cache, and the Hub is out of reach", hint=hint) from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, errors.XetDownloadError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # an upload wraps what went wrong
+        if isinstance(cause, errors.HfHubHTTPError):
+            raise _refused(cause, what) from None
         raise HubError(
-            f"{what}: the connection to the Hub broke ({type(error).__name__})",
+            f"{what}: the connection to the Hub broke ({type(cause or error).__name__})",
             hint=f"check the connection and HF_ENDPOINT; {again}",
         ) from None
     except errors.HFValidationError as error:
@@ -248,13 +253,13 @@ def _sentences(what: str) -> Iterator[None]:
         raise HubError(f"{what}: this token cannot be sent", hint="check HF_TOKEN") from None
     except JSONDecodeError:
         raise HubError(f"{what}: the answer is not a Hub's", hint="check HF_ENDPOINT") from None
-    except ValueError as error:  # the card, after the Hub has looked at it
-        raise HubError(f"{what}: {' '.join(str(error).split())}", hint="check --license") from None
+    except ValueError as error:  # such as a card that the Hub has looked at
+        raise HubError(f"{what}: {_told(str(error))}", hint="where it speaks of the card, check --license") from None
 
 
 def _refused(error: "HfHubHTTPError", what: str) -> HubError:
     """The sentence of an answer that says no."""
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import errors
 
     log_in = "hf auth login, or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -273,5 +278,12 @@ def _refused(error: "HfHubHTTPError", what: str) -> HubError:
                 f"somebody pushed to {what} in the same moment, and nothing was published",
                 hint="look at what is there now, then the same command again",
             )
-    words = (error.server_message or "").replace(get_token() or "\0", "…")
-    return HubError(f"the Hub refused {what}: {error.response.status_code} {words}".strip(), hint="try again later")
+    words = f"{error.response.status_code} {_told(error.server_message or '')}".strip()
+    return HubError(f"the Hub refused {what}: {words}", hint="try again later")
+
+
+def _told(words: str) -> str:
+    """The Hub's own words in one line, without the token that they may repeat."""
+    from huggingface_hub import get_token
+
+    return " ".join(words.split()).replace(get_token() or "\0", "…")
