@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
+from packaging.version import InvalidVersion, Version
 
 from hotfix import hub, relations
 from hotfix.container import write_atomically
@@ -59,12 +60,18 @@ def rows(path: Path) -> list[Row]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         found = data["lock-version"]
         listed = [
-            Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]), str(row.get("revision", "")))
+            Row(
+                str(row["name"]),
+                str(Version(row["version"])),
+                str(row["id"]),
+                str(row["source"]),
+                str(row.get("revision", "")),
+            )
             for row in data.get("patches", [])
         ]
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, InvalidVersion, tomllib.TOMLDecodeError) as error:
         raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
     if found != LOCK_VERSION:
         raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")

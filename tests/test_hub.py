@@ -462,6 +462,15 @@ def test_a_lock_that_names_a_branch_is_refused_and_can_be_mended(server, make, t
     assert lock.rows(path)[0].revision == revision
 
 
+def test_a_lock_with_a_version_that_is_none_is_no_lock(server, make, tmp_path):
+    path = tmp_path / "hotfix.lock"
+    push(make(), "acme/face")
+    lock.add(path, ["hf://acme/face"])
+    path.write_text(path.read_text().replace('"1.0.0"', '"newest"'))
+    with pytest.raises(StackError, match="is not a hotfix lock"):
+        outdated(path)
+
+
 # Through real processes
 
 STOCK = """\
