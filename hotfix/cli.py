@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_sign, cli_stack, console, lock
+from hotfix import cli_hub, cli_sign, cli_stack, console, hub, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -21,6 +21,9 @@ for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
     app.command(_verb)
 for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom):
     app.command(_about_trust)
+for _about_the_hub in (cli_hub.push, cli_hub.pull, cli_hub.outdated):
+    app.command(_about_the_hub)
+app.command(cli_hub.list_lines, name="list")
 
 
 @app.command
@@ -85,16 +88,16 @@ def build(
 
 
 @app.command
-def show(patch: Path, *, json: Json = False) -> None:
-    """What a patch says about itself. Reads no tensors into torch.
+def show(patch: str, *, json: Json = False) -> None:
+    """What a patch says about itself. Reads no tensors into torch, and of one on the Hub none at all.
 
     Args:
-        patch: a .safetensors file.
+        patch: a .safetensors file, or hf://ORG/NAME[@VERSION or @COMMIT].
     """
     from hotfix.describe import describe, facts
     from hotfix.patch import Patch
 
-    opened = Patch.load(patch)
+    opened = hub.look(patch) if patch.startswith(hub.SCHEME) else Patch.load(patch)
     console.data(facts(opened), describe(opened), json)
 
 

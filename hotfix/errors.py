@@ -10,6 +10,7 @@ HotfixError
 ├── SignatureError       not signed, not by whom it must be, or a key that cannot be used
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── HubError             the Hub has it not, does not allow it, or cannot be reached
 ├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
@@ -59,6 +60,10 @@ class BaseMismatch(HotfixError):
 
 class StackError(HotfixError):
     """Patches that cannot be on together, or are not there."""
+
+
+class HubError(HotfixError):
+    """The Hub has it not, does not allow it, or cannot be reached."""
 
 
 class HostError(HotfixError):

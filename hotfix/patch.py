@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hotfix import container
-from hotfix.container import Entry
+from hotfix.container import Entry, Span
 from hotfix.errors import DigestMismatch, PatchFormatError
 from hotfix.manifest import AGAIN, Manifest, identity
 
@@ -57,6 +57,7 @@ class Patch:
     raw: str  # the manifest exactly as stored: the thing that is hashed
     entries: Mapping[str, Entry]
     source: Path | None = field(default=None, compare=False)  # the file it was read from
+    pulled: str = field(default="", compare=False)  # where that file came from: hf://ORG/NAME@COMMIT
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -82,6 +83,11 @@ class Patch:
     def layers(self) -> list[str]:
         """The patched layers, with their component: `transformer.transformer_blocks.0.attn.to_q`."""
         return sorted(key.removesuffix(A) for key in self.entries if key.endswith(A))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(entry.data.nbytes for entry in self.entries.values())
 
     @cached_property
     def tensors(self) -> dict[str, "Tensor"]:
@@ -119,8 +125,57 @@ class Patch:
         container.write_atomically(path, container.dump(header(self.manifest, self.raw, self.entries), self.entries))
         return path
 
+    def content(self) -> bytes:
+        """The bytes of the file that it was read from, which a signature may speak of; else those that `save` writes.
 
-def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[str, str]:
+        Raises:
+            PatchFormatError: the file is gone, or is another one by now.
+        """
+        if self.source is None:
+            return container.dump(header(self.manifest, self.raw, self.entries), self.entries)
+        try:
+            raw = self.source.read_bytes()
+        except OSError as error:
+            raise PatchFormatError(f"cannot read {self.source}: {error.strerror}", hint="load it again") from error
+        metadata, entries = container.parse(raw, str(self.source))
+        _check(metadata, entries, str(self.source))
+        if metadata[MANIFEST_KEY] != self.raw:
+            raise PatchFormatError(f"{self.source} is another patch than when it was read", hint="load it again")
+        return raw
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the header of a patch says, tensors unread: nobody has seen yet whether they are the ones it speaks of."""
+
+    raw: str
+    layers: list[str]
+    size: int  # bytes of the tensors
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the patch says about itself."""
+        return Manifest.parse(self.raw)
+
+    @property
+    def id(self) -> str:
+        """As a patch's."""
+        return identity(self.raw)
+
+    @classmethod
+    def of(cls, header: Any, name: str) -> Self:
+        """Check a safetensors header, as a mapping, in all that can be checked without the tensors.
+
+        Raises:
+            PatchFormatError: not the header of a patch.
+        """
+        metadata, spans = container.layout(header, name)
+        _check_header(metadata, spans, name)
+        layers = sorted(key.removesuffix(A) for key in spans if key.endswith(A))
+        return cls(metadata[MANIFEST_KEY], layers, sum(span.size for span in spans.values()))
+
+
+def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry | Span]) -> dict[str, str]:
     """All header metadata. Everything but the manifest is derived from it, and compared when a patch is read."""
     ranks = {entry.shape[0] for key, entry in entries.items() if key.endswith(A)}
     component = manifest.base.component
@@ -147,6 +202,19 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[s
 
 
 def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> None:
+    manifest = _check_header(metadata, entries, name)
+    for key, entry in entries.items():
+        if not finite(entry):
+            raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
+    if (found := digest(entries)) != manifest.digest:
+        raise DigestMismatch(
+            f"{name}: the tensors have {found[:19]}…",
+            wanted=f"{manifest.digest[:19]}…, as the manifest says",
+            hint="the file was changed after it was built; fetch it again",
+        )
+
+
+def _check_header(metadata: Mapping[str, str], entries: Mapping[str, Entry | Span], name: str) -> Manifest:
     if MANIFEST_KEY not in metadata:
         raise PatchFormatError(
             f"{name} is a safetensors file, but holds no hotfix manifest",
@@ -157,15 +225,10 @@ def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str)
     wanted = header(manifest, metadata[MANIFEST_KEY], entries)
     if {ID_KEY: wanted[ID_KEY]} | dict(metadata) != wanted:
         raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
-    if (found := digest(entries)) != manifest.digest:
-        raise DigestMismatch(
-            f"{name}: the tensors have {found[:19]}…",
-            wanted=f"{manifest.digest[:19]}…, as the manifest says",
-            hint="the file was changed after it was built; fetch it again",
-        )
+    return manifest
 
 
-def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> None:
+def _check_factors(component: str, entries: Mapping[str, Entry | Span], name: str) -> None:
     layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
     if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
         raise PatchFormatError(
@@ -181,9 +244,6 @@ def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> N
                 wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
                 hint=AGAIN,
             )
-        for key in (layer + A, layer + B):
-            if not finite(entries[key]):
-                raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
 
 
 def finite(entry: Entry) -> bool:

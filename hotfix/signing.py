@@ -10,6 +10,7 @@ from hotfix.patch import Patch
 from hotfix.signer import Signer
 
 SSH, OPENSSF = ".sig", ".model.sig"  # after the whole name of the file, whichever it has
+STANDARD = "model.sig"  # what model-signing itself calls one, and what it is called on the Hub
 MAX_SIGNATURE = 1 << 20  # bytes
 
 
@@ -103,14 +104,14 @@ def beside(path: Path) -> dict[str, bytes]:
         SignatureError: one that cannot be read.
     """
     found = {}
-    for suffix in (SSH, OPENSSF):
+    for suffix, name in ((SSH, path.name + SSH), (OPENSSF, STANDARD), (OPENSSF, path.name + OPENSSF)):
         try:
-            with path.with_name(path.name + suffix).open("rb") as file:
+            with path.with_name(name).open("rb") as file:
                 found[suffix] = file.read(MAX_SIGNATURE)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise SignatureError(f"cannot read {path.name}{suffix}: {error.strerror}", hint="check the path") from error
+            raise SignatureError(f"cannot read {name}: {error.strerror}", hint="check the path") from error
     return found
 
 
@@ -135,9 +136,10 @@ def _patch(path: Path) -> bytes:
 
 
 def _write(path: Path, suffix: str, signature: bytes, replace: bool) -> Path:
-    if beside(path).get(suffix, signature) != signature and not replace:
+    file = path.with_name(path.name + suffix)
+    if file.exists() and not replace and beside(path)[suffix] != signature:
         raise SignatureError(
-            f"{path.name}{suffix} is there already, and is another", hint="--replace writes the new one over it"
+            f"{file.name} is there already, and is another", hint="--replace writes the new one over it"
         )
-    write_atomically(path.with_name(path.name + suffix), signature)
-    return path.with_name(path.name + suffix)
+    write_atomically(file, signature)
+    return file

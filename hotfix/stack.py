@@ -45,20 +45,13 @@ class Stack:
         return cls(tuple(patches))
 
     def save(self, path: str | Path) -> Path:
-        """Write the stack as a lock: names, versions, ids and order; the patches stay in their files.
+        """Write the stack as a lock: names, versions, ids and order; the patches stay where they are.
 
         Raises:
             StackError: a patch that is not in a file yet.
             SignatureError: a lock is there that asks for signatures, and a patch has none that counts.
         """
-        for patch in self.patches:
-            if patch.source is None:
-                raise StackError(
-                    f"{patch.name} {patch.version} is in no file yet",
-                    hint="save it, and load it from there: Patch.load(patch.save('dist'))",
-                )
-        rows = [(patch, patch.source) for patch in self.patches if patch.source is not None]
-        return lock.save(Path(path), rows)
+        return lock.save(Path(path), self.patches)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
