@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_stack, console, lock
+from hotfix import cli_exchange, cli_stack, console, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -20,6 +20,8 @@ app = App(
 
 for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
     app.command(_verb)
+app.command(cli_exchange.export)
+app.command(cli_exchange.import_, name="import")
 
 
 @app.command

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from hotfix.patch import Patch
 
 if TYPE_CHECKING:
+    from hotfix.manifest import Scope
     from hotfix.report import Interference, Report
 
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
@@ -30,9 +31,11 @@ def describe(patch: Patch) -> str:
         "id": patch.id,
         "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
         "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {size / 1000:.0f} kB",
-        "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file",
+        "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file"
+        if m.targets
+        else "",
         "views": ", ".join(m.recipe.get("train", {}).get("augment", [])),
-        "measured at": f"{m.scope.width}x{m.scope.height}, noise from {m.scope.t_lo:.2f} on, {m.scope.scheduler}",
+        "measured at": _measured(m.scope),
         "request": m.request or "none stated",
         "requires": ", ".join(m.requires),
         "conflicts": ", ".join(m.conflicts),
@@ -40,6 +43,12 @@ def describe(patch: Patch) -> str:
         "made": f"{m.created} by {m.tool}",
     }
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+
+
+def _measured(scope: "Scope | None") -> str:
+    if scope is None:
+        return "nowhere: a LoRA of other tools, wrapped"
+    return f"{scope.width}x{scope.height}, noise from {scope.t_lo:.2f} on, {scope.scheduler}"
 
 
 def together(found: "Interference") -> str:
