@@ -1,8 +1,8 @@
 """Export: a patch in the layouts that other programs read. Pure: a patch in, the bytes of files out.
 
-ΔW is the same in every layout, and alpha is the rank. In kohya's and peft's, all layers have one rank: where ranks differ,
-stock diffusers mistakes kohya's alphas, and some servers read one rank from peft's configuration. Every file keeps the
-patch's id and manifest in its header: readers pass them over, and they say which patch it is.
+ΔW is the same in every layout, and alpha is the rank. In kohya's and peft's, all layers have one rank: where they
+differ, stock diffusers mistakes kohya's alphas, and some servers read one rank from peft's configuration. Every file
+keeps the patch's id and manifest in its header: readers pass them over, and they say which patch it is.
 """
 
 import json

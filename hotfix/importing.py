@@ -46,6 +46,8 @@ def check(file: Path, name: str, version: str) -> dict[str, Tensor]:
         except ValidationError as error:
             wanted = "a name of small letters, digits and hyphens, and a version such as 1.0.0"
             raise HotfixError(f"{value!r} cannot be used", wanted=wanted, hint=error.errors()[0]["msg"]) from error
+    if file.suffix != ".safetensors":  # by this name diffusers would unpickle it
+        raise PatchFormatError(f"{file.name} is not called .safetensors", hint="nothing else is ever read")
     tensors = patch.plain(file)
     if not any(map(FIRST.search, tensors)):
         raise PatchFormatError(f"{file.name} holds no LoRA factors", hint="it may be of another kind, such as LoKr")

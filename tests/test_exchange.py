@@ -8,7 +8,7 @@ import pico
 import pytest
 import torch
 from diffusers.utils import convert_state_dict_to_kohya
-from patching import component, denoiser, random_patch
+from patching import component, denoiser, effect, random_patch, two_ranks
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_cli import assert_one_sentence
@@ -18,7 +18,7 @@ from hotfix.cli import main
 from hotfix.errors import BaseMismatch, HotfixError, PatchFormatError, SaveError, StackError
 from hotfix.importing import check, wrap
 from hotfix.merge import merge
-from hotfix.patch import A, Patch, digest, from_torch
+from hotfix.patch import A, Patch, from_torch
 from hotfix.ranks import even
 from hotfix.stack import Stack
 
@@ -30,39 +30,12 @@ HAS = {
 ALL = [(family, form) for family, forms in sorted(HAS.items()) for form in forms]
 
 
-def uneven(family: str, name: str = "uneven") -> Patch:
-    """Two ranks in one patch, as the parts of a stack may have."""
-    pipe = pico.HOSTS[family]()
-    one, two = random_patch(pipe, name, 1, rank=3), random_patch(pipe, name, 2, rank=2)
-    first = set(one.layers[::2])
-    entries = {k: v for part in (one, two) for k, v in part.entries.items() if (k[: -len(A)] in first) == (part is one)}
-    return Patch(one.manifest.model_copy(update={"digest": digest(entries)}).text(), entries)
-
-
-def outputs(model, layers, skip: str = "") -> dict[str, torch.Tensor]:
-    """What every layer makes of the same random input, whatever wrappers are around it."""
-    found = {}
-    for name in layers:
-        layer = model.get_submodule(name)
-        weight = getattr(layer, "base_layer", layer).weight
-        draw = torch.Generator().manual_seed(len(name))
-        shape = (2, weight.shape[1]) if weight.ndim == 2 else (1, weight.shape[1], 4, 4)
-        with torch.no_grad():
-            found[name] = layer(torch.randn(shape, generator=draw))
-    return found
+def uneven(family: str) -> Patch:
+    return two_ranks(pico.HOSTS[family](), "uneven")
 
 
 def evened(patch) -> dict[str, container.Entry]:
     return from_torch(even(patch.tensors))
-
-
-def effect(pipe, patch, put_on) -> dict[str, torch.Tensor]:
-    """ΔW·x: with the reader's adapter on, less without."""
-    model, prefix = denoiser(pipe), f"{component(pipe)}."
-    layers = [layer.removeprefix(prefix) for layer in patch.layers]
-    before = outputs(model, layers)
-    after = outputs(put_on() or model, layers)
-    return {name: after[name] - before[name] for name in layers}
 
 
 def ours(family, patch):
@@ -379,6 +352,7 @@ def test_the_command_line_there_and_back(tmp_path, monkeypatch, capsys):
         (("export", "nowhere.safetensors", "--to", "peft"), "cannot read nowhere"),
         (("import", "nowhere.safetensors", "--base", "pico", *naming), "cannot read nowhere"),
         (("import", "junk.safetensors", "--base", "pico", *naming), "is not safetensors"),
+        (("import", "pico/model_index.json", "--base", "pico", *naming), "is not called .safetensors"),
         (("import", path, "--base", "nowhere", *naming), "as a Hub id it needs a commit"),
         (("import", path, "--base", "pico", "--name", "No", "--version", "1"), "'No' cannot be used"),
         (("import", path, "--base", "pico", "--name", "no", "--version", "one"), "'one' cannot be used"),
