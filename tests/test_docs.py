@@ -36,7 +36,9 @@ def test_the_error_tree_is_drawn_whole():
     assert classes == set(re.findall(r"[A-Z]\w+", errors.__doc__.split("\n\n")[1])) & classes == classes
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli", "stack"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli", "stack", "clients"))]
+)
 def test_links_lead_somewhere_and_words_are_honest(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -47,6 +49,11 @@ def test_links_lead_somewhere_and_words_are_honest(page):
 def test_the_table_of_patches_is_what_the_reports_say():
     done = subprocess.run([sys.executable, ROOT / "patches/table.py"], capture_output=True, text=True, timeout=100)
     assert done.stdout in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_clients_is_what_was_measured():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/clients/table.py"], capture_output=True, text=True)
+    assert done.stdout in (ROOT / "docs/clients.md").read_text()
 
 
 def test_the_readme_python_runs(tmp_path):

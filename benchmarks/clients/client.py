@@ -1,8 +1,8 @@
 """What the scripts here share: a random patch with two ranks, in the form that a client reads, and the client's row.
 
-Every script takes the folder of one client (made with `pip install --target FOLDER CLIENT==VERSION`, or a wheel unpacked
-into it), lets its own code read an exported patch, and compares ΔW·x of every layer with hotfix's. A row goes to
-benchmarks/results/clients.json, from which benchmarks/clients/table.py makes the table of docs/clients.md.
+Every script takes the folder of one client (made with `pip install --target FOLDER CLIENT==VERSION`, or a wheel that is
+unpacked into it), lets its own code read an exported patch, and compares ΔW·x of every layer with hotfix's. A row goes
+to benchmarks/results/clients.json, from which benchmarks/clients/table.py makes the table of docs/clients.md.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def released(where: Path, name: str) -> str:
     """The version of a client, from the metadata beside it."""
     from importlib.metadata import distributions
 
-    return next(one.version for one in distributions(path=[str(where)]) if one.metadata["Name"].lower() == name)
+    found = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions(path=[str(where)])}
+    return found[name]
 
 
 def hollow(name: str, path: Path | None = None) -> None:

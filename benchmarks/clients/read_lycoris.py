@@ -24,4 +24,4 @@ def take_off(pipe, put):
     networks.pop().restore()
 
 
-row("lycoris-lora", released(where, "lycoris_lora"), "kohya", "beside", **measured(UNETS, "kohya", put_on, take_off))
+row("lycoris-lora", released(where, "lycoris-lora"), "kohya", "beside", **measured(UNETS, "kohya", put_on, take_off))
