@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from hotfix import beside, lora, patch
+from hotfix.container import MAX_FILE, MAX_HEADER
 from hotfix.errors import BaseMismatch, HotfixError, PatchFormatError, StackError
 from hotfix.export import PEFT_CONFIG, PEFT_PREFIX, peft_config
 from hotfix.fold import delta, survival
@@ -30,6 +31,7 @@ from hotfix.stack import applied
 DENOISERS = ("unet", "transformer")
 FIRST, SECOND = re.compile(r"[._]lora[._](A|down)\.weight$"), re.compile(r"[._]lora[._](B|up)\.weight$")
 ALPHA = ".alpha"
+SMALLER = "save the LoRA in half precision, or with a lower rank"
 ENCODERS = ("text_encoder", "lora_te")
 
 
@@ -107,6 +109,8 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
     kinds = {tensor.dtype for key, tensor in raw.items() if SECOND.search(key)}
     entries = patch.from_torch({f"{component}.{key}": _small(tensor, kinds) for key, tensor in factors.items()})
     patch.check_factors(component, entries, file.name)
+    if (size := sum(entry.data.nbytes for entry in entries.values())) > MAX_FILE - MAX_HEADER:
+        raise PatchFormatError(f"{file.name} would be a patch of {size} bytes", wanted="at most 1 GiB", hint=SMALLER)
     layers = sorted(key.removesuffix(A) for key in factors if key.endswith(A))
     weights = {layer: beside.innermost(model, layer).weight for layer in layers}
     changes = [(weights[layer], delta(factors[layer + A], factors[layer + B])) for layer in layers]

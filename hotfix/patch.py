@@ -190,7 +190,9 @@ def check_factors(component: str, entries: Mapping[str, Entry], name: str) -> No
     layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
     if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
         raise PatchFormatError(
-            f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}", hint=AGAIN
+            f"{name} holds more or less than pairs of LoRA factors",
+            wanted=f"*{A} and *{B}",
+            hint=f"{AGAIN}; what hotfix export wrote is for other readers",
         )
     for layer in layers:
         a, b = entries[layer + A].shape, entries[layer + B].shape
