@@ -98,8 +98,7 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
         raise BaseMismatch(f"the {type(pipe).__name__} has no denoiser", wanted=" or ".join(DENOISERS), hint="--base")
     model = models(pipe)[component]
     factors = _read(file, raw, pipe, component)
-    reached = sum(tensor.numel() for key, tensor in factors.items() if key.endswith(B))
-    there = sum(tensor.numel() for key, tensor in raw.items() if SECOND.search(key))
+    reached, there = (_nonzero(state) for state in (factors, raw))
     if not factors or reached != there:
         raise BaseMismatch(
             f"{reached} of the {there} numbers in the second factors of {file.name} reach the {type(model).__name__}",
@@ -137,6 +136,11 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
         tool=f"hotfix {installed('diffusion-hotfix')}",
     )
     return Patch(manifest.text(), entries)
+
+
+def _nonzero(factors: dict[str, Tensor]) -> int:
+    """How many numbers in the second factors are not zero: readers may drop, and fill up with, zeros only."""
+    return sum(int(tensor.count_nonzero()) for key, tensor in factors.items() if SECOND.search(key))
 
 
 def _baked(raw: dict[str, Tensor]) -> dict[str, Tensor]:

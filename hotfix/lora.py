@@ -136,5 +136,6 @@ def taken(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and adapter in layer.scaling and not layer.lora_variant.get(adapter):
             a, b = (getattr(layer, half)[adapter].weight.detach().float() for half in ("lora_A", "lora_B"))
-            found |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b * layer.scaling[adapter]}
+            # A copy: readers let the queries, keys and values of one fused layer share theirs.
+            found |= {f"{name}.lora_A.weight": a.clone(), f"{name}.lora_B.weight": b * layer.scaling[adapter]}
     return found

@@ -214,6 +214,22 @@ def test_alphas_and_ranks_that_differ_between_layers_keep_their_meaning(family, 
     assert made.entries == truth.entries
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_kohya_layers_that_fuse_queries_keys_and_values_are_taken_apart(sparse, tmp_path):
+    pipe, draw = pico.flux(), torch.Generator().manual_seed(0)
+    a, b = torch.randn(6, 32, generator=draw), torch.randn(96, 6, generator=draw)
+    if sparse:  # each of the three reads its own third of A
+        b *= torch.block_diag(*[torch.ones(32, 2)] * 3)
+    fused = "lora_unet_double_blocks_0_img_attn_qkv"
+    state = {f"{fused}.lora_down.weight": a, f"{fused}.lora_up.weight": b, f"{fused}.alpha": torch.tensor(3.0)}
+    save_file(state, tmp_path / "style.safetensors")
+    made = wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico")
+    found = effect(pipe, made, lambda: Stack.of(made).apply(pipe))
+    x = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    for part, name in zip((0.5 * b @ a).split(32), ("to_q", "to_k", "to_v"), strict=True):
+        torch.testing.assert_close(found[f"transformer_blocks.0.attn.{name}"], x @ part.T, rtol=0, atol=1e-5)
+
+
 def test_its_manifest_says_that_nothing_is_known(tmp_path):
     path = foreign("sd15", tmp_path)
     patch = wrap(path, pico.sd15(), "style", "1.0.0", repo=str(tmp_path), commit="0" * 40)
@@ -275,6 +291,10 @@ def half_a_pair(state):
     return {other: tensor for other, tensor in state.items() if other != key}
 
 
+def two_alphas(state):
+    return {key: tensor if tensor.ndim else torch.ones(2) for key, tensor in state.items()}
+
+
 def not_numbers(state):
     return {key: tensor * float("nan") if tensor.ndim else tensor for key, tensor in state.items()}
 
@@ -294,6 +314,7 @@ def nothing(state):
         (all_unknown, BaseMismatch, "UNet2DConditionModel"),
         (other_shape, BaseMismatch, "size mismatch|shape"),
         (half_a_pair, BaseMismatch, "UNet2DConditionModel"),
+        (two_alphas, BaseMismatch, "UNet2DConditionModel"),
         (not_numbers, PatchFormatError, "not finite"),
         (nothing, PatchFormatError, "holds no LoRA factors"),
     ],
