@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hotfix.report import Interference, Report
 
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
+UNKNOWN = "What this patch does was not measured. The weights beneath it are as they were."
 
 
 def facts(patch: Patch) -> dict[str, Any]:
@@ -25,15 +26,13 @@ def facts(patch: Patch) -> dict[str, Any]:
 def describe(patch: Patch) -> str:
     """Everything a person asks first, one fact a line."""
     m = patch.manifest
-    size = sum(entry.data.nbytes for entry in patch.entries.values())
+    size, count = sum(entry.data.nbytes for entry in patch.entries.values()), len(m.targets)
     rows = {
         "patch": f"{m.name} {m.version}",
         "id": patch.id,
         "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
         "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {size / 1000:.0f} kB",
-        "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file"
-        if m.targets
-        else "",
+        "targets": f"{count} picture{'s' if count > 1 else ''}, not in this file" if count else "",
         "views": ", ".join(m.recipe.get("train", {}).get("augment", [])),
         "measured at": _measured(m.scope),
         "request": m.request or "none stated",
@@ -42,12 +41,15 @@ def describe(patch: Patch) -> str:
         "supersedes": ", ".join(m.supersedes),
         "made": f"{m.created} by {m.tool}",
     }
-    return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+    return (
+        "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
+        + f"\n\n{SUPPRESSION if m.scope else UNKNOWN}"
+    )
 
 
 def _measured(scope: "Scope | None") -> str:
     if scope is None:
-        return "nowhere: a LoRA of other tools, wrapped"
+        return "nowhere: a LoRA of other tools"
     return f"{scope.width}x{scope.height}, noise from {scope.t_lo:.2f} on, {scope.scheduler}"
 
 

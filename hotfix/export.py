@@ -1,7 +1,7 @@
 """Export: a patch in the layouts that other programs read. Pure: a patch in, the bytes of files out.
 
 ΔW is the same in every layout, and alpha is the rank. In kohya's and peft's, all layers have one rank: where they
-differ, stock diffusers mistakes kohya's alphas, and some servers read one rank from peft's configuration. Every file
+differ, stock diffusers misreads kohya's alphas, and some servers read one rank from peft's configuration. Every file
 keeps the patch's id and manifest in its header: readers pass them over, and they say which patch it is.
 """
 
@@ -96,7 +96,11 @@ def write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
     paths = {folder / name: content for name, content in files.items()}
     new = {path: content for path, content in paths.items() if not path.exists()}
     for path in paths.keys() - new:
-        if not path.is_file() or path.read_bytes() != paths[path]:
+        try:
+            same = path.read_bytes() == paths[path]
+        except OSError:  # a folder, or not for us to read
+            same = False
+        if not same:
             raise SaveError(f"{path} is there already, and is something else", hint="name another folder with -o")
     try:
         for path, content in new.items():

@@ -1,7 +1,7 @@
 """Import: an ordinary LoRA file as a patch. What it does was decided elsewhere; its manifest says no more than that.
 
 Stock diffusers reads the file (or peft, where diffusers has no loader): key layouts and metadata are theirs to
-understand. Only alphas are ours, which diffusers mistakes where ranks differ. What cannot be kept exactly is refused.
+understand. Only alphas are ours, which diffusers misreads where ranks differ. What cannot be kept exactly is refused.
 """
 
 import copy
@@ -126,6 +126,8 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
             sketch=sketch(weights),
         ),
         recipe={"imported": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}},
+        scope=None,
+        targets=[],
         strength=1.0,
         merge_survival={
             str(dtype).removeprefix("torch."): round(survival(changes, dtype), 4)

@@ -23,9 +23,8 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
     """One patch that does what a stack of these does, in this order.
 
     It supersedes its parts, and requires and conflicts with what they do among others. Every layer gets one rank
-    (hotfix/ranks.py). How much of it would survive rounding
-    cannot be told without the base, so `merge_survival` is empty. What was measured of the parts was not measured of
-    the whole: score it.
+    (hotfix/ranks.py). How much of it would survive rounding cannot be told without the base, so `merge_survival` is
+    empty. What was measured of the parts was not measured of the whole: score it.
 
     Args:
         patches: at least two, with different names.

@@ -1,4 +1,4 @@
-"""One rank for every layer: readers of plain LoRA files know only one, or mistake the strength of the others."""
+"""One rank for every layer: readers of plain LoRA files know only one, or misread the strength of the others."""
 
 from collections.abc import Mapping
 

@@ -235,7 +235,7 @@ class Recipe(_Section):
 def without_path(pipeline: str) -> str:
     """Where a base comes from, as a manifest keeps it: of a folder only its name."""
     path = Path(pipeline)
-    return path.resolve().name if not pipeline.startswith("hotfix:") and path.exists() else pipeline
+    return path.absolute().name if not pipeline.startswith("hotfix:") and path.exists() else pipeline
 
 
 def _sentence(error: Any) -> str:
