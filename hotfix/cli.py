@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_hub, cli_sign, cli_stack, console, hub, lock
+from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, console, hub, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -24,6 +24,8 @@ for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.di
 for _about_the_hub in (cli_hub.push, cli_hub.pull, cli_hub.outdated):
     app.command(_about_the_hub)
 app.command(cli_hub.list_lines, name="list")
+app.command(cli_exchange.export)
+app.command(cli_exchange.import_, name="import")
 
 
 @app.command

@@ -15,7 +15,7 @@ import numpy as np
 
 from hotfix import container
 from hotfix.container import Entry, Span
-from hotfix.errors import DigestMismatch, PatchFormatError
+from hotfix.errors import DigestMismatch, PatchFormatError, UnsupportedSchema
 from hotfix.manifest import AGAIN, Manifest, identity
 
 if TYPE_CHECKING:
@@ -41,6 +41,30 @@ def to_torch(entries: Mapping[str, Entry]) -> dict[str, "Tensor"]:
     from safetensors.torch import load
 
     return load(container.dump({}, entries))
+
+
+def plain(path: Path) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file that is not a patch, in torch.
+
+    Raises:
+        PatchFormatError: not safetensors, or a patch.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    except SafetensorError as error:
+        raise PatchFormatError(f"{path} is not safetensors: {error}", hint=container.NOT_A_PATCH) from error
+    try:
+        found = Patch.load(path)
+    except UnsupportedSchema:
+        raise
+    except PatchFormatError:
+        return tensors
+    raise PatchFormatError(f"{path} is {found.name} {found.version}, a patch already", hint=f"hotfix add {path}")
 
 
 def from_torch(tensors: Mapping[str, "Tensor"]) -> dict[str, Entry]:
@@ -203,9 +227,7 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry | Span]) ->
 
 def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> None:
     manifest = _check_header(metadata, entries, name)
-    for key, entry in entries.items():
-        if not finite(entry):
-            raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
+    check_finite(entries, name)
     if (found := digest(entries)) != manifest.digest:
         raise DigestMismatch(
             f"{name}: the tensors have {found[:19]}…",
@@ -218,21 +240,24 @@ def _check_header(metadata: Mapping[str, str], entries: Mapping[str, Entry | Spa
     if MANIFEST_KEY not in metadata:
         raise PatchFormatError(
             f"{name} is a safetensors file, but holds no hotfix manifest",
-            hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one",
+            hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one, `hotfix import FILE` wraps one",
         )
     manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
-    _check_factors(manifest.base.component, entries, name)
+    check_factors(manifest.base.component, entries, name)
     wanted = header(manifest, metadata[MANIFEST_KEY], entries)
     if {ID_KEY: wanted[ID_KEY]} | dict(metadata) != wanted:
         raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
     return manifest
 
 
-def _check_factors(component: str, entries: Mapping[str, Entry | Span], name: str) -> None:
+def check_factors(component: str, entries: Mapping[str, Entry | Span], name: str) -> None:
+    """Raise PatchFormatError for anything but pairs of factors of one component."""
     layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
     if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
         raise PatchFormatError(
-            f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}", hint=AGAIN
+            f"{name} holds more or less than pairs of LoRA factors",
+            wanted=f"*{A} and *{B}",
+            hint=f"{AGAIN}; what hotfix export wrote is for other readers",
         )
     for layer in layers:
         a, b = entries[layer + A].shape, entries[layer + B].shape
@@ -244,6 +269,13 @@ def _check_factors(component: str, entries: Mapping[str, Entry | Span], name: st
                 wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
                 hint=AGAIN,
             )
+
+
+def check_finite(entries: Mapping[str, Entry], name: str) -> None:
+    """Raise PatchFormatError for a number that is none."""
+    for key, entry in entries.items():
+        if not finite(entry):
+            raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
 
 
 def finite(entry: Entry) -> bool:

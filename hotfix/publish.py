@@ -1,10 +1,10 @@
-"""Publishing: a patch, its report, its card and its signatures as one commit and one tag that never moves."""
+"""Publishing: a patch, its report, its card, its signatures and its kohya file as one commit and one tag that never moves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotfix import card, hub
+from hotfix import card, export, hub
 from hotfix.container import write_atomically
 from hotfix.errors import HubError, SaveError
 from hotfix.patch import Patch
@@ -68,7 +68,8 @@ def contents(patch: Patch, repo: str, report: Report | None, license: str) -> Ma
         for ending, name in hub.SIGNATURES.items():
             if (file := patch.source.with_name(patch.source.name + ending)).is_file():
                 files[name] = file.read_bytes()
-    # Files in other formats join here.
+    if (kohya := export.kohya(patch)) is not None:  # for those who cannot read the other
+        files[f"{patch.name}-{patch.version}_kohya.safetensors"] = kohya
     return files
 
 

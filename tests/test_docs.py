@@ -55,6 +55,11 @@ def test_the_table_of_patches_is_what_the_reports_say():
     assert done.stdout in (ROOT / "README.md").read_text()
 
 
+def test_the_table_of_clients_is_what_was_measured():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/clients/table.py"], capture_output=True, text=True)
+    assert done.stdout in (ROOT / "docs/clients.md").read_text()
+
+
 def test_the_readme_python_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert blocks

@@ -33,6 +33,7 @@ from hotfix.stack import Stack
 ROOT = Path(__file__).parents[1]
 HOTFIX = Path(sys.executable).with_name("hotfix")
 PIPE = pico.sd15()
+KOHYA = "face-1.0.0_kohya.safetensors"
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_a_push_is_one_commit_and_one_tag(server, make, report):
     repo = server.repo("acme/face")
     assert repo.line("rev-list", "--count", "main") == "2"  # the empty repository's, and this
     assert done.revision == repo.commit_of("v1.0.0") == repo.commit_of("main")
-    assert names(server, "main") == {hub.WEIGHTS, "report.json", "README.md"}
+    assert names(server, "main") == {hub.WEIGHTS, KOHYA, "report.json", "README.md"}
     assert weights(server).read_bytes() == patch.source.read_bytes()
 
 
@@ -158,8 +159,8 @@ def test_a_new_version_leaves_nothing_of_the_old_one(server, make, report):
     Path(f"{old.source}.sig").write_bytes(b"signed")
     push(old, "acme/face", report=report(old))
     push(make(version="1.1.0"), "acme/face")
-    assert names(server, "v1.0.0") == {hub.WEIGHTS, "README.md", "report.json", f"{hub.WEIGHTS}.sig"}
-    assert names(server, "v1.1.0") == {hub.WEIGHTS, "README.md"}
+    assert names(server, "v1.0.0") == {hub.WEIGHTS, KOHYA, "README.md", "report.json", f"{hub.WEIGHTS}.sig"}
+    assert names(server, "v1.1.0") == {hub.WEIGHTS, KOHYA.replace("1.0.0", "1.1.0"), "README.md"}
 
 
 def test_what_shall_be_private_is_not_pushed_where_all_can_see(server, make, monkeypatch):
@@ -378,7 +379,7 @@ def test_a_push_that_is_cut_off_anywhere_goes_on(server, make, report, answered)
             assert_tags_are_whole(server, repo, patch)
         push(patch, repo, report=report(patch))
         assert_tags_are_whole(server, repo, patch)
-        assert names(server, "v1.0.0", repo) == {hub.WEIGHTS, "report.json", "README.md"}
+        assert names(server, "v1.0.0", repo) == {hub.WEIGHTS, KOHYA, "report.json", "README.md"}
         if requests < n:
             break
     assert n > 8 and cut_off > 4
