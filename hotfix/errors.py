@@ -21,7 +21,7 @@ class HotfixError(Exception):
 
     def __init__(self, found: str, *, wanted: str = "", hint: str) -> None:
         super().__init__(f"{found}; wanted {wanted}" if wanted else found)
-        self.hint = hint
+        self.found, self.wanted, self.hint = found, wanted, hint
 
 
 class RecipeError(HotfixError):
