@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_stack, console, lock
+from hotfix import cli_stack, cli_sync, console, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -18,7 +18,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
-for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
+for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync):
     app.command(_verb)
 
 

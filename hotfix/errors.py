@@ -9,6 +9,7 @@ HotfixError
 │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── ServerError          a running server does not answer, or refused
 ├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
@@ -58,6 +59,10 @@ class StackError(HotfixError):
 
 class HostError(HotfixError):
     """The host did something that would put a patch out of action."""
+
+
+class ServerError(HotfixError):
+    """A running server does not answer, or refused what it was asked."""
 
 
 class SaveError(HotfixError):

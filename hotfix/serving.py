@@ -14,12 +14,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from hotfix import metrics
+from hotfix.ask import loopback
 from hotfix.errors import HotfixError
 from hotfix.guard import noted, snapshot_id
 from hotfix.live import NOTHING, Live, Refused
@@ -127,7 +127,9 @@ class HotfixMiddleware:
         return await self._in_thread(self._state)
 
     def _state(self) -> Answer:
-        etag, on = self.live.etag, [asdict(one) for one in applied(self.live.pipe)]
+        etag, order = self.live.etag, [patch.id for patch in self.live.stack.patches]
+        on = [asdict(one) for one in applied(self.live.pipe)]  # component by component
+        on.sort(key=lambda one: order.index(one["id"]) if one["id"] in order else len(order))
         stack = snapshot_id(self.live.pipe) or NOTHING
         return 200, {"ETag": etag}, json.dumps({"stack": stack, "patches": on}).encode()
 
@@ -183,20 +185,13 @@ def _from_here(scope: Scope, allow_remote: bool) -> None:
         return
     headers, sent = _headers(scope), {name.lower() for name, _ in scope["headers"]}
     far = sent & {b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip"}
-    if far or not _loopback(_client(scope)) or not _loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+    if far or not loopback(_client(scope)) or not loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
         hint = "ask on the machine itself, or start the server with allow_remote=True behind TLS"
         raise Refused(403, "the request does not come from this machine", hint=hint)
 
 
 def _client(scope: Scope) -> str:
     return (scope.get("client") or ("unknown",))[0]
-
-
-def _loopback(name: str) -> bool:
-    try:
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 async def _body(receive: Receive) -> bytes:
