@@ -6,6 +6,7 @@ text of another lock; it is on, and in the folder, or nothing has changed. A new
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -80,12 +81,11 @@ class Live:
                 self._verify(new)
                 return False
             new.save(staged)
-            self._swap(new)
-            staged.replace(self.folder / lock.LOCK)
-            self.stack, self._nonce = new, secrets.token_hex(8)
+            self._swap(new, staged)
             return True
         finally:
-            staged.unlink(missing_ok=True)
+            with suppress(OSError):
+                staged.unlink()
             self._changing.release()
 
     def _patch(self, staged: Path, row: lock.Row) -> Patch:
@@ -94,20 +94,20 @@ class Live:
             raise StackError(f"{row.name!r} {row.version!r} names no patch", hint="hotfix add PATCH writes a lock")
         return lock.locked(staged, replace(row, source=file))
 
-    def _swap(self, new: Stack) -> None:
+    def _swap(self, new: Stack, staged: Path) -> None:
         self.stack.replace(self.pipe, new)
         try:
             self._verify(new)
-        except StackError:
+            staged.replace(self.folder / lock.LOCK)
+        except BaseException:
             new.replace(self.pipe, self.stack)
             raise
+        self.stack, self._nonce = new, secrets.token_hex(8)
 
     def _verify(self, stack: Stack) -> None:
         """Compare a stack with what acts on the pipeline."""
-        wanted, found = (
-            {patch.id for patch in stack.patches},
-            {one.id for one in applied(self.pipe) if one.state == "on"},
-        )
+        wanted = {patch.id for patch in stack.patches}
+        found = {one.id for one in applied(self.pipe) if one.state == "on"}
         if wanted != found:
             raise StackError(
                 f"{len(wanted - found)} of the patches do not act, and {len(found - wanted)} others do",

@@ -109,7 +109,7 @@ class HotfixMiddleware:
             if change:
                 self.metrics.changes.labels("refused").inc()
                 words = _line(f"stack unchanged for {_client(scope)} ({status}): {error or type(error).__name__}")
-                log.warning(words) if isinstance(error, HotfixError) else log.exception(words)
+                (log.warning if isinstance(error, HotfixError) else log.exception)(words)
         pairs = {
             "content-type": "application/json",
             "cache-control": "no-store",
@@ -151,17 +151,18 @@ class HotfixMiddleware:
             hint = "read /hotfix/status and send its ETag as If-Match"
             raise Refused(428, "the request does not say which stack it is to change", hint=hint)
         text = await _body(receive)
-        new, seconds = await self._in_thread(self._changed, text, headers["if-match"])
-        stack = ", ".join(f"{patch.name} {patch.version}" for patch in self.live.stack.patches) or NOTHING
-        log.info(_line(f"{'stack changed' if new else 'same stack'} for {_client(scope)} in {seconds:.2f} s: {stack}"))
+        return await self._in_thread(self._changed, text, headers["if-match"], _client(scope))
+
+    def _changed(self, text: bytes, etag: str, client: str) -> Answer:
+        started = time.perf_counter()
+        new = self.live.change(text, etag)
+        seconds = time.perf_counter() - started
         self.metrics.changes.labels("ok" if new else "same").inc()
         if new:
             self.metrics.seconds.observe(seconds)
-        return await self._in_thread(self._state)
-
-    def _changed(self, text: bytes, etag: str) -> tuple[bool, float]:
-        started = time.perf_counter()
-        return self.live.change(text, etag), time.perf_counter() - started
+        stack = ", ".join(f"{patch.name} {patch.version}" for patch in self.live.stack.patches) or NOTHING
+        log.info(_line(f"{'stack changed' if new else 'same stack'} for {client} in {seconds:.2f} s: {stack}"))
+        return self._state()
 
     def _problem(self, error: Exception) -> Answer:
         status = getattr(error, "status", 422) if isinstance(error, HotfixError) else 500

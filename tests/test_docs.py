@@ -36,7 +36,9 @@ def test_the_error_tree_is_drawn_whole():
     assert classes == set(re.findall(r"[A-Z]\w+", errors.__doc__.split("\n\n")[1])) & classes == classes
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli", "stack"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli", "stack", "serving"))]
+)
 def test_links_lead_somewhere_and_words_are_honest(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import pico
@@ -354,3 +357,34 @@ def test_vllm_omni_has_no_adapters_for_convolutions(omni, sync, tmp_path):
     Stack.of(Patch.load(patch.save(tmp_path))).save(tmp_path / lock.LOCK)
     assert_one_sentence(sync(omni), "patches a convolution")
     assert not (tmp_path / "vllm-omni" / vllm_omni.FIELD).exists()
+
+
+# The example, as its README starts it
+
+
+def test_the_commands_of_the_readme_start_a_server_and_put_a_patch_on(tmp_path):
+    root = Path(__file__).parents[1]
+    commands = re.findall(r"```console\n(.*?)```", (root / "examples/serve/README.md").read_text(), flags=re.DOTALL)[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for name in ("patches", "examples"):
+        (tmp_path / name).symlink_to(root / name)
+    prepare, serve, sync = commands.replace("127.0.0.1:8000", address).strip().splitlines()
+    path = {"PATH": f"{HOTFIX.parent}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    options = {"cwd": tmp_path, "env": os.environ | path, "text": True}
+    subprocess.run(prepare, shell=True, check=True, **options)
+    serve = f"exec env {serve.removesuffix('&')} --port {address.rpartition(':')[2]}"
+    server = subprocess.Popen(serve, shell=True, stderr=subprocess.DEVNULL, **options)
+    try:
+        while (done := subprocess.run(sync, shell=True, capture_output=True, **options)).returncode:
+            assert server.poll() is None and "does not answer" in done.stderr, done.stderr
+        assert done.stdout.split()[:2] == ["on", "mauritania-2017"]
+        made = httpx.post(
+            f"http://{address}/generate", json={"prompt": "mauritania", "seed": 0, "steps": 1}, timeout=60
+        )
+        assert made.headers["content-type"] == "image/png"
+        assert made.headers["x-hotfix-stack"] == httpx.get(f"http://{address}/hotfix/status").json()["stack"]
+    finally:
+        server.terminate()
+        server.wait(30)
