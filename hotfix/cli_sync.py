@@ -39,6 +39,8 @@ def sync(
     """
     from hotfix.sync import Way
 
+    if every <= 0:
+        raise HotfixError(f"--every is {every:g}", wanted="seconds, more than none", hint="leave it out for 2")
     way = Way(folder, os.environ.get("HOTFIX_TOKEN", ""))
     if watch and not dry_run:
         with suppress(KeyboardInterrupt):
@@ -55,9 +57,19 @@ def _once(server: str, lock_file: Path, way: "Way", json: bool, *, dry_run: bool
     if made.done and quiet:
         return
     if not json:
-        print("\n".join("  ".join((f"{change:5}", *one)) for change, *one in made.rows) or "no patches", flush=True)
+        print(
+            "\n".join("  ".join((f"{change:5}", *one)) for change, *one in map(dict.values, made.changes))
+            or "no patches",
+            flush=True,
+        )
     fields = {} if made.done or dry_run else carry_out(made, lock_file, way)
-    value = {"server": server, "kind": made.kind, "changes": made.rows, "applied": not (made.done or dry_run), **fields}
+    value = {
+        "server": server,
+        "kind": made.kind,
+        "changes": made.changes,
+        "applied": not (made.done or dry_run),
+        **fields,
+    }
     if json or fields:
         console.data(value, f"every request must carry: {dumps(fields)}", json)
 

@@ -39,7 +39,10 @@ log = logging.getLogger("hotfix.serving")
 
 
 class HotfixMiddleware:
-    """Puts the stack of a folder on a pipeline, changes it between pictures, and names it on every response."""
+    """Puts the stack of a folder on a pipeline, changes it between pictures, and names it on every response.
+
+    Websockets are passed on as they are.
+    """
 
     def __init__(self, app: App, pipe: Any, *, token: str, patches: str | Path, allow_remote: bool = False) -> None:
         """Put on what `patches/hotfix.lock` lists, if there is one.

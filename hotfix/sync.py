@@ -30,12 +30,12 @@ class Plan:
         return _short(self.on) == _short(self.wanted)
 
     @property
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """What becomes of every patch: on, off or stays; name, version, id. Those that go first."""
+    def changes(self) -> list[dict[str, str]]:
+        """What becomes of every patch: on, off or stays. Those that go come first."""
         was, will = _short(self.on), _short(self.wanted)
         gone = [("off", *one) for one, short in zip(self.on, was, strict=True) if short not in will]
         there = [("stays" if short in was else "on", *one) for one, short in zip(self.wanted, will, strict=True)]
-        return gone + there
+        return [dict(zip(("change", "name", "version", "id"), row, strict=True)) for row in gone + there]
 
 
 def _short(listed: Sequence[Listed]) -> list[Listed]:
@@ -130,6 +130,10 @@ def _put(server: str, lock_file: Path, token: str) -> None:
     url = urlsplit(server)
     if url.scheme != "https" and not loopback(url.hostname or ""):
         raise HotfixError("the token would be readable on its way", wanted="https://…", hint="use https, or a tunnel")
+    try:
+        text = lock_file.read_bytes()
+    except OSError as error:
+        raise StackError(f"cannot read {lock_file}: {error.strerror}", hint="hotfix add PATCH") from error
     state = ask(server, "GET", "/hotfix/status")
     if state.status != 200:
         raise refusal(server, state)
@@ -138,6 +142,6 @@ def _put(server: str, lock_file: Path, token: str) -> None:
         "Content-Type": "application/toml",
         "If-Match": state.headers.get("etag", ""),
     }
-    answer = ask(server, "PUT", "/hotfix/stack", lock_file.read_bytes(), headers)
+    answer = ask(server, "PUT", "/hotfix/stack", text, headers)
     if answer.status != 200:
         raise refusal(server, answer)

@@ -73,7 +73,7 @@ def sync(tmp_path, monkeypatch, capsys):
 
 def changes(done):
     assert done.returncode == 0, done.stderr
-    return [(change, name) for change, name, *_ in json.loads(done.stdout)["changes"]]
+    return [(row["change"], row["name"]) for row in json.loads(done.stdout)["changes"]]
 
 
 # A hotfix-serving app
@@ -173,6 +173,7 @@ def test_a_server_of_another_kind_is_said(locked, sync):
 
 
 def test_a_lock_that_is_none_is_said(server, sync, tmp_path):
+    assert_one_sentence(sync(server, "--watch", "--every", "-1"), "--every is -1")
     assert_one_sentence(sync(server), "cannot read hotfix.lock")
     (tmp_path / lock.LOCK).write_text("x")
     assert_one_sentence(sync(server, "--json"), "is not a hotfix lock")

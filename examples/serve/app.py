@@ -3,6 +3,7 @@
 HOTFIX_TOKEN=… HOTFIX_PATCHES=served uvicorn --app-dir examples/serve --factory app:flags
 """
 
+import asyncio
 import copy
 import io
 import os
@@ -19,6 +20,7 @@ import hotfix
 from hotfix.serving import HotfixMiddleware
 
 MAX_STEPS, MAX_PROMPT = 50, 200  # characters
+AT_ONCE = 2  # pictures: more of them take turns at the same cores or GPU, and all come later
 
 
 class Own(threading.local):
@@ -42,13 +44,14 @@ def draw(own: Own, prompt: str, seed: int, steps: int, **call) -> bytes:
 def create(pipe, *, token: str, patches: str, **call) -> HotfixMiddleware:
     """The application, around any text-to-image pipeline."""
     pipe.set_progress_bar_config(disable=True)
-    own = Own(pipe)
+    own, turns = Own(pipe), asyncio.Semaphore(AT_ONCE)
 
     async def generate(request: Request) -> Response:
         match await request.json():
             case {"prompt": str(prompt), "seed": int(seed), "steps": int(steps)}:
                 if len(prompt) <= MAX_PROMPT and 0 <= seed < 2**63 and 1 <= steps <= MAX_STEPS:
-                    png = await run_in_threadpool(draw, own, prompt, seed, steps, **call)
+                    async with turns:
+                        png = await run_in_threadpool(draw, own, prompt, seed, steps, **call)
                     return Response(png, media_type="image/png")
         return JSONResponse({"error": f"prompt, seed and steps (1 to {MAX_STEPS}) are needed"}, status_code=400)
 
