@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, console, hub, lock
+from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -17,14 +17,12 @@ app = App(
     suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
-for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
+STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
+TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
+PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
+for _verb in STACKS + TRUST + PLACES:
     app.command(_verb)
-for _about_trust in (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom):
-    app.command(_about_trust)
-for _about_the_hub in (cli_hub.push, cli_hub.pull, cli_hub.outdated):
-    app.command(_about_the_hub)
 app.command(cli_hub.list_lines, name="list")
-app.command(cli_exchange.export)
 app.command(cli_exchange.import_, name="import")
 
 

@@ -11,6 +11,7 @@ HotfixError
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
 ├── HubError             the Hub has it not, does not allow it, or cannot be reached
+├── ServerError          a running server does not answer, or refused
 ├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
@@ -23,7 +24,7 @@ class HotfixError(Exception):
 
     def __init__(self, found: str, *, wanted: str = "", hint: str) -> None:
         super().__init__(f"{found}; wanted {wanted}" if wanted else found)
-        self.hint = hint
+        self.found, self.wanted, self.hint = found, wanted, hint
 
 
 class RecipeError(HotfixError):
@@ -68,6 +69,10 @@ class HubError(HotfixError):
 
 class HostError(HotfixError):
     """The host did something that would put a patch out of action."""
+
+
+class ServerError(HotfixError):
+    """A running server does not answer, or refused what it was asked."""
 
 
 class SaveError(HotfixError):

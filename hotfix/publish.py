@@ -1,4 +1,4 @@
-"""Publishing: a patch, its report, its card, its signatures and its kohya file as one commit and one tag that never moves."""
+"""Publishing: a patch, with its report, card, signatures and kohya file, as one commit and one tag that never moves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

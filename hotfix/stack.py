@@ -6,6 +6,7 @@ A stack is a value and the pipeline is the only state. This file needs neither a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -125,12 +126,13 @@ class Stack:
         self._switch(pipe, {patch.id for patch in self.patches}, [])
 
     def replace(self, pipe: Any, new: Self, *, allow_related_base: bool = False) -> None:
-        """Take this stack off and put `new` on, in one step: no picture is made with neither.
+        """Take this stack off and put `new` on, in its order, in one step: no picture is made with neither.
 
         Raises:
             HotfixError: `new.check` found a problem; the pipeline is as it was.
         """
-        gone = {patch.id for patch in self.patches} - {patch.id for patch in new.patches}
+        both = takewhile(lambda pair: pair[0].id == pair[1].id, zip(self.patches, new.patches, strict=False))
+        gone = {patch.id for patch in self.patches} - {patch.id for patch, _ in both}
         new.check(pipe, instead_of=self, allow_related_base=allow_related_base)
         on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
         self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on], allow_related_base)
