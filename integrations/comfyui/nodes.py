@@ -32,8 +32,9 @@ def put_on(model: Any, stack: Sequence[Patch], allow_related_base: bool = False)
             for change in changes.values():
                 setattr(change, MARK, patch)
             patched.add_patches(changes)
-    if lost := {patch.id: patch.name for patch in stack if patch.id not in carried(patched.patches)}:
-        raise HostError(f"ComfyUI did not take {', '.join(lost.values())}", hint="this release of it is not supported")
+    after = carried(patched.patches)
+    if lost := [patch.name for patch in stack if patch.id not in after]:
+        raise HostError(f"ComfyUI did not take {', '.join(lost)}", hint="this release of it is not supported")
     return patched, describe(placed)
 
 
@@ -73,7 +74,7 @@ class ApplyHotfixStack:
         try:
             patched, status = put_on(model, locks.load(_path(lock)), allow_related_base)
         except HotfixError as error:
-            raise RuntimeError(f"{error}. {error.hint}") from error
+            raise RuntimeError(f"{error}\n\nhint: {error.hint}") from error
         PromptServer.instance.send_progress_text(status, unique_id)
         return {"ui": {"text": [status]}, "result": (patched, status)}
 

@@ -1,8 +1,8 @@
 """What the node does that needs no ComfyUI: find the layers of a stack among a model's weights, and check them.
 
-Where ComfyUI keeps a layer is a `Place`, in its own words: a key, or a tuple of a key, the (dimension, start, length) of
-a part of that weight, and a function that it puts the change through. Rows are what `ModelPatcher.get_key_patches`
-gives: for every key [(weight, converter), change, change, …], a change being (strength, what, strength of the weight, …).
+Where ComfyUI keeps a layer is a `Place`, in its own words: a key, or a tuple of a key, the (dimension, start, length)
+of a part of that weight, and a function that it puts the change through. Rows are what `ModelPatcher.get_key_patches`
+gives: for every key [(weight, converter), change, …], a change being (strength, what, strength of the weight, …).
 """
 
 from collections import Counter
@@ -64,25 +64,28 @@ def place_all(
 def place(patch: Patch, known: Mapping[str, Place], rows: Rows) -> dict[str, Place]:
     """Where ComfyUI keeps each layer of a patch.
 
-    It knows no PEFT names of a UNet's attention, and would leave those layers out; but it knows the kohya names, which
-    are the same words.
-
     Raises:
         BaseMismatch: it has not all of them; the message names those missing.
     """
-    found: dict[str, Place] = {}
-    for layer in patch.layers:
-        at = known.get(layer, known.get(f"lora_{layer.replace('.', '_')}"))
-        if at is not None and _split(at)[0] in rows:
-            found[layer] = at
+    found = {layer: at for layer in patch.layers if (at := find(layer, known, rows)) is not None}
     if missing := [layer for layer in patch.layers if layer not in found]:
         names = ", ".join(missing[:8]) + (" …" if len(missing) > 8 else "")
         raise BaseMismatch(
-            f"this model has not {len(missing)} of the {len(patch.layers)} layers of {patch.name} {patch.version}: "
+            f"this model lacks {len(missing)} of the {len(patch.layers)} layers of {patch.name} {patch.version}: "
             f"{names}",
             hint=f"it was made for {patch.manifest.base.repo}",
         )
     return found
+
+
+def find(layer: str, known: Mapping[str, Place], rows: Rows) -> Place | None:
+    """Where ComfyUI keeps a layer, or None.
+
+    It knows no PEFT names of a U-Net's attention, and would leave those layers out; but it knows the kohya names, which
+    are the same words.
+    """
+    at = known.get(layer, known.get(f"lora_{layer.replace('.', '_')}"))
+    return at if at is not None and split(at)[0] in rows else None
 
 
 def carried(changes: Rows) -> dict[str, Patch]:
@@ -101,7 +104,7 @@ def carried(changes: Rows) -> dict[str, Patch]:
     for id_, patch in found.items():
         if whole[id_] != len(patch.layers):
             raise StackError(
-                f"{whole[id_]} of the {len(patch.layers)} layers of {patch.name} {patch.version} are on at full strength",
+                f"{whole[id_]} of the {len(patch.layers)} layers of {patch.name} {patch.version} are on as they should",
                 hint="a node between two hotfix nodes has changed that; leave it or the first of them out",
             )
     return found
@@ -117,19 +120,38 @@ def describe(stack: Sequence[Placed]) -> str:
     return "\n".join(lines) or "no patches in the lock"
 
 
+def weight_at(rows: Rows, at: Place) -> Tensor:
+    """The weight of a layer as diffusers has it, in float32, before any change."""
+    weight, convert = rows[split(at)[0]][0]
+    return part_of(convert(weight.detach().to(torch.float32, copy=True), inplace=True), at)
+
+
+def part_of(weight: Tensor, at: Place) -> Tensor:
+    """What of a weight a place means, as diffusers has it."""
+    _, part, function = split(at)
+    weight = weight.narrow(*part) if part is not None else weight
+    return function(weight) if function is not None else weight  # they swap halves: what leads there leads back
+
+
+def split(at: Place) -> tuple[str, tuple[int, int, int] | None, Any]:
+    """Key, part and function of a place."""
+    key, part, function = (at, None, None) if isinstance(at, str) else (*at, None)[:3]
+    return key, part, function
+
+
 def _checked(patch: Patch, places: Mapping[str, Place], rows: Rows, allow_related: bool) -> float:
     """How far the weights are from those of the patch, if it may go on."""
     me, prefix = f"{patch.name} {patch.version}", f"{patch.manifest.base.component}."
-    keys = {_split(at)[0] for at in places.values()}
+    keys = {split(at)[0] for at in places.values()}
     if any(isinstance(what, list) or kept != 1.0 for key in keys for _, what, kept, *_ in rows[key][1:]):
         raise BaseMismatch(
             f"another node has merged the weights that {me} is for with others", hint="put the hotfix node before it"
         )
     there = patch.manifest.base.sketch
     apart = distance(
-        there, sketch({name: _weight(rows, places[prefix + name]) for name in there if prefix + name in places})
+        there, sketch({name: weight_at(rows, places[prefix + name]) for name in there if prefix + name in places})
     )
-    shapes = {layer: tuple(_part(rows[_split(at)[0]][0][0], at).shape) for layer, at in places.items()}
+    shapes = {layer: tuple(part_of(rows[split(at)[0]][0][0], at).shape) for layer, at in places.items()}
     if (problem := misfit(patch, shapes, apart, allow_related)) is not None:
         raise problem
     for dtype in {rows[key][0][0].dtype for key in keys}:
@@ -146,28 +168,11 @@ def _survival(patch: Patch, places: Mapping[str, Place], rows: Rows, dtype: torc
     stated = patch.manifest.merge_survival.get(_name(dtype))
     if stated is not None:
         return stated
-    layers = [layer for layer, at in places.items() if rows[_split(at)[0]][0][0].dtype == dtype]
+    layers = [layer for layer, at in places.items() if rows[split(at)[0]][0][0].dtype == dtype]
     changes = (
-        (_weight(rows, places[layer]), delta(patch.tensors[layer + A], patch.tensors[layer + B])) for layer in layers
+        (weight_at(rows, places[layer]), delta(patch.tensors[layer + A], patch.tensors[layer + B])) for layer in layers
     )
     return survival(changes, dtype)
-
-
-def _weight(rows: Rows, at: Place) -> Tensor:
-    """The weight of a layer as diffusers has it, in float32, before any change."""
-    weight, convert = rows[_split(at)[0]][0]
-    return _part(convert(weight.detach().to(torch.float32, copy=True), inplace=True), at)
-
-
-def _part(weight: Tensor, at: Place) -> Tensor:
-    _, part, function = _split(at)
-    weight = weight.narrow(*part) if part is not None else weight
-    return function(weight) if function is not None else weight  # they swap halves: what leads there leads back
-
-
-def _split(at: Place) -> tuple[str, tuple[int, int, int] | None, Any]:
-    key, part, function = (at, None, None) if isinstance(at, str) else (*at, None)[:3]
-    return key, part, function
 
 
 def _name(dtype: torch.dtype) -> str:
