@@ -134,6 +134,8 @@ def test_what_is_on_is_read_from_the_model(pipe, patch):
     changes = put(patch, placing.place(patch, known, rows), rows)
     assert placing.carried(changes) == {patch.id: patch}
     placing.place_all([patch], known, rows, {patch.id: patch})
+    with pytest.raises(StackError, match="a is listed 2 times"):
+        placing.place_all([patch, patch], known, rows, {patch.id: patch})
 
 
 @pytest.mark.parametrize("strength, first", [(0.5, 0), (1.0, 1)])

@@ -47,8 +47,9 @@ def place_all(
     Raises:
         HotfixError: one, that names every problem.
     """
-    together = on | {patch.id: patch for patch in stack}
-    problems: list[HotfixError] = [*relations.problems([patch.manifest for patch in together.values()])]
+    listed = {patch.id for patch in stack}
+    together = [patch for id_, patch in on.items() if id_ not in listed] + [*stack]
+    problems: list[HotfixError] = [*relations.problems([patch.manifest for patch in together])]
     found = []
     for patch in stack:
         try:
