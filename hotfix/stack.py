@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hotfix import beside, lock, reach, relations, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
+from hotfix.fit import misfit
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
-from hotfix.sketch import RELATED, SAME, distance, sketch
+from hotfix.sketch import SAME, distance, sketch
 from hotfix.snapshot import Factors, Snapshot
 from hotfix.switch import switch
 
@@ -202,22 +203,13 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
     model = reach.models(pipe).get(base.component)
     if model is None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
+    prefix = f"{base.component}."
     try:
-        layers = {layer: factors for _, layer, factors in _factors(patch, model)}
+        shapes = {layer: weights.shape(beside.innermost(model, layer.removeprefix(prefix))) for layer in patch.layers}
         apart = apart_from_base(patch, model)
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
-    for layer, factors in layers.items():
-        delta = (factors.b.shape[0], *factors.a.shape[1:])
-        if (found := weights.shape(layer)) != delta:
-            return BaseMismatch(f"{me} holds a change of shape {delta} for a weight of {found}", hint=hint)
-    if apart <= (RELATED if allow_related else SAME):
-        return None
-    hint = "load the base that the patch names, or build the patch again for this one"
-    if apart <= RELATED:
-        hint = f"{hint}; --allow-related-base takes it as it is, unmeasured"
-    kind = "are like those, but differ" if apart <= RELATED else "are others"
-    return BaseMismatch(f"{me} was made for {base.repo}; these weights {kind} (sketch {apart:.3f} > {SAME})", hint=hint)
+    return misfit(patch, shapes, apart, allow_related)
 
 
 def apart_from_base(patch: Patch, model: nn.Module) -> float:
