@@ -124,6 +124,7 @@ def score(
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
+    attacks: Annotated[str, Parameter(help="Also try to get the target back: all, or names with commas.")] = "",
     json: Json = False,
     html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
 ) -> None:
@@ -141,8 +142,8 @@ def score(
     from hotfix.stack import Stack
 
     wanted = [Recipe.load(recipe) for recipe in recipes]
-    if html and len(wanted) > 1:
-        raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
+    if (html or attacks) and len(wanted) > 1:
+        raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
     pipe = pipeline_of(pipeline)
     from hotfix.describe import summary, together
@@ -159,7 +160,10 @@ def score(
         from hotfix.scoring import score as measure
 
         gallery = Gallery() if html else None
-        report = measure(pipe, wanted[0], stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
+        ways = [name for name in attacks.split(",") if name]
+        report = measure(
+            pipe, wanted[0], stack=patches, seed=seed, n=n, attacks=ways, gallery=gallery, stage=console.say
+        )
         console.data(report.model_dump(mode="json"), summary(report), json)
         if html:
             console.say(str(report.to_html(html, gallery)))

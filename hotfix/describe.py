@@ -75,6 +75,9 @@ def summary(report: "Report") -> str:
         for kind in report.subject.captions:
             was, now = report.subject.returns(kind)
             lines.append(f"    partial diffusion, {kind} caption: back in {was} before, {now} after")
+    for one in report.attacks:
+        rates = f"target in {one.before} before, {one.after} after; a stranger in {one.stranger}"
+        lines.append(f"  {one.name} ({one.budget}): {rates}")
     kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
     lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f} RMSE{kept}")
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")

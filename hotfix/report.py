@@ -21,12 +21,8 @@ HONEST = (
     "What was measured holds for this base, this way of calling it, these seeds and the attacks listed as run.",
     "Other pictures of the same subject were not tested unless they are listed.",
 )
-ATTACKS_NOT_RUN = (
-    "inversion to a seed (DDIM, IVO)",
-    "textual inversion and adversarial prompts",
-    "relearning and benign fine-tuning",
-    "other adapters, samplers, step counts and quantisation",
-)
+# What nobody runs here, and what is not run unless asked for.
+NEVER_RUN = ("adversarial prompts (UnlearnDiffAtk, P4D, Ring-A-Bell)", "other adapters and quantisation")
 
 
 class _Part(BaseModel):
@@ -110,6 +106,17 @@ class Subject(_Part):
         return list(dict.fromkeys(row.caption for row in self.diffusion))
 
 
+class Attack(_Part):
+    """One way to get a target back (hotfix/attacks.py): drawings that are the target."""
+
+    name: str
+    budget: str
+    source: str
+    before: Rate  # on the unpatched base: an attack that does not win there proves nothing
+    after: Rate
+    stranger: Rate  # on the base, for a picture that it never saw: what wins there draws anything it is asked for
+
+
 class Retain(_Part):
     """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
 
@@ -162,8 +169,9 @@ class Report(_Part):
     scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float
+    attacks: list[Attack] = []
     attacks_run: list[str]
-    attacks_not_run: list[str] = list(ATTACKS_NOT_RUN)
+    attacks_not_run: list[str]
     words: list[str] = list(HONEST)
 
     @property
