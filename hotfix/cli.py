@@ -2,13 +2,12 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_stack, console, lock
+from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
@@ -18,8 +17,13 @@ app = App(
     suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
-for _verb in (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status):
+STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
+TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
+PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
+for _verb in STACKS + TRUST + PLACES:
     app.command(_verb)
+app.command(cli_hub.list_lines, name="list")
+app.command(cli_exchange.import_, name="import")
 
 
 @app.command
@@ -54,17 +58,23 @@ def build(
 
     wanted = Recipe.load(recipe)
     console.quiet_libraries()
+    from hotfix import provenance
     from hotfix.building import build as make
+    from hotfix.manifest import now
     from hotfix.page import Gallery
     from hotfix.pipeline import load_pipeline
-    from hotfix.scoring import score
+    from hotfix.scoring import hardware, score
     from hotfix.stack import Stack
 
     below = Stack.load(stack) if stack else Stack()
     pipe = load_pipeline(wanted)
+    started = now()
     with console.bar() as progress:
         patch = make(wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say)
-    print(patch.save(out))
+    print(path := patch.save(out))
+    ran_on = hardware(pipe.device)
+    made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
+    console.say(f"how it came to be: {provenance.save(made, path)}")
     if not n:
         return
     gallery = Gallery() if html else None
@@ -78,41 +88,17 @@ def build(
 
 
 @app.command
-def show(patch: Path, *, json: Json = False) -> None:
-    """What a patch says about itself. Reads no tensors into torch.
+def show(patch: str, *, json: Json = False) -> None:
+    """What a patch says about itself. Reads no tensors into torch, and of one on the Hub none at all.
 
     Args:
-        patch: a .safetensors file.
+        patch: a .safetensors file, or hf://ORG/NAME[@VERSION or @COMMIT].
     """
     from hotfix.describe import describe, facts
     from hotfix.patch import Patch
 
-    opened = Patch.load(patch)
+    opened = hub.look(patch) if patch.startswith(hub.SCHEME) else Patch.load(patch)
     console.data(facts(opened), describe(opened), json)
-
-
-@app.command
-def verify(patches: Annotated[list[Path], Parameter(negative=())], /, *, base: str = "", json: Json = False) -> None:
-    """Check container, schema, digest and, with --base, whether the patches fit a pipeline. Exit 1 names the bad ones.
-
-    Args:
-        patches: .safetensors files.
-        base: a pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
-    """
-    from hotfix.patch import Patch
-
-    pipe = pipeline_of(base) if base else None
-
-    def check(path: Path) -> dict[str, str]:
-        patch = Patch.load(path)
-        if pipe is not None:
-            from hotfix.stack import base_problem
-
-            if (problem := base_problem(patch, pipe)) is not None:
-                raise problem
-        return {"id": patch.id}
-
-    console.each([({"file": str(path)}, partial(check, path)) for path in patches], json)
 
 
 @app.command

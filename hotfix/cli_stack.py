@@ -10,14 +10,14 @@ from hotfix.errors import StackError
 from hotfix.options import Json, Lock, Parameter
 
 
-def add(patches: Annotated[list[Path], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
+def add(patches: Annotated[list[str], Parameter(negative=())], /, *, lock_file: Lock = Path(lock.LOCK)) -> None:
     """Put patches at the end of hotfix.lock, made if there is none. What they supersede goes out.
 
     Another version of one that is listed takes its place. Refused, with nothing written: a requirement that is not
     met, a conflict, another base.
 
     Args:
-        patches: .safetensors files.
+        patches: .safetensors files, or hf://ORG/NAME[@VERSION or @COMMIT].
     """
     for gone in lock.add(lock_file, patches):
         console.say(f"out: {gone.name} {gone.version}")
@@ -63,4 +63,5 @@ def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
     def check(row: lock.Row) -> dict[str, str]:
         return {"id": lock.locked(lock_file, row).id}
 
-    console.each([(asdict(row), partial(check, row)) for row in lock.rows(lock_file)], json, empty="no patches")
+    listed = [({key: value for key, value in asdict(row).items() if value}, row) for row in lock.rows(lock_file)]
+    console.each([(facts, partial(check, row)) for facts, row in listed], json, empty="no patches")

@@ -38,7 +38,8 @@ def each(
             bad.append(error)
             found.append({**facts, "ok": False, "error": str(error)})
     lines = [
-        "  ".join(["ok " if row["ok"] else "BAD", *facts.values()]) for (facts, _), row in zip(rows, found, strict=True)
+        "  ".join(["ok " if row["ok"] else "BAD", *(row[key] for key in row if key not in ("ok", "error"))])
+        for row in found
     ]
     data(found, "\n".join(lines) or empty, as_json)
     if bad:

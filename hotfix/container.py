@@ -6,10 +6,11 @@ safety matter can afford neither: this reader refuses everything that a canonica
 
 import contextlib
 import json
+import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,36 @@ class Entry:
     data: memoryview
 
 
+@dataclass(frozen=True)
+class Span:
+    """One tensor as the header speaks of it: from `begin` to before `end`, in bytes after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes that a tensor of this dtype and shape takes."""
+        return ITEM_BYTES[self.dtype] * math.prod(self.shape)
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file: not mapped, for what was checked must be what is used.
+
+    Raises:
+        PatchFormatError: unreadable, or over 1 GiB.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
+        return path.read_bytes()
+    except OSError as error:
+        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+
+
 def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
     """Return the metadata and the tensors of a file.
 
@@ -38,14 +69,7 @@ def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
         PatchFormatError: unreadable, not safetensors, or with duplicate keys, gaps, overlaps, trailing bytes, a header
             over 1 MB, or over 1 GiB in all.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
-        raw = path.read_bytes()  # not mapped: what was checked must be what is used
-    except OSError as error:
-        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    return parse(raw, str(path))
+    return parse(content(path), str(path))
 
 
 def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
@@ -60,31 +84,39 @@ def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
         )
     try:
         header = json.loads(raw[8 : 8 + length], object_pairs_hook=_no_duplicates)
-        metadata = header.pop("__metadata__", {})
-        spans = {key: _span(value) for key, value in header.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise PatchFormatError(f"{name}: the safetensors header is broken ({error})", hint=NOT_A_PATCH) from error
+    except (ValueError, RecursionError) as error:
+        raise _broken(name, error) from error
+    body = memoryview(raw)[8 + length :]
+    metadata, spans = layout(header, name, len(body))
+    if (at := max((span.end for span in spans.values()), default=0)) != len(body):
+        raise PatchFormatError(f"{name}: {len(body) - at} bytes follow the last tensor", hint="fetch the file again")
+    return metadata, {key: Entry(span.dtype, span.shape, body[span.begin : span.end]) for key, span in spans.items()}
+
+
+def layout(header: Any, name: str, length: int = MAX_FILE) -> tuple[dict[str, str], dict[str, Span]]:
+    """Check a header by itself: metadata of strings, known dtypes, and tensors end to end within a length in bytes."""
+    try:
+        metadata = header.get("__metadata__", {})
+        spans = {key: _span(value) for key, value in header.items() if key != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _broken(name, error) from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise PatchFormatError(f"{name}: the metadata is not a map of strings", hint=NOT_A_PATCH)
-    return metadata, dict(_entries(spans, memoryview(raw)[8 + length :], name))
-
-
-def _entries(spans: Mapping[str, Any], body: memoryview, name: str) -> Iterable[tuple[str, Entry]]:
+    spans = dict(sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)))
     at = 0
-    for key, (dtype, shape, begin, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        size = ITEM_BYTES[dtype]
-        for side in shape:
-            size *= side
-        if begin != at or end - begin != size or end > len(body):
+    for key, span in spans.items():
+        if span.begin != at or span.end - at != span.size or span.end > length:
             raise PatchFormatError(
-                f"{name}: tensor {key} is said to lie at bytes {begin} to {end}",
-                wanted=f"{size} bytes from {at} on, of {len(body)} there are",
+                f"{name}: tensor {key} is said to lie at bytes {span.begin} to {span.end}",
+                wanted=f"{span.size} bytes from {at} on, of {length} there are",
                 hint="the file is cut off or was tampered with; fetch it again",
             )
-        at = end
-        yield key, Entry(dtype, shape, body[begin:end])
-    if at != len(body):
-        raise PatchFormatError(f"{name}: {len(body) - at} bytes follow the last tensor", hint="fetch the file again")
+        at = span.end
+    return metadata, spans
+
+
+def _broken(name: str, error: Exception) -> PatchFormatError:
+    return PatchFormatError(f"{name}: the safetensors header is broken ({error})", hint=NOT_A_PATCH)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -94,13 +126,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _span(value: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+def _span(value: Mapping[str, Any]) -> Span:
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in ITEM_BYTES:
         raise ValueError(f"dtype {dtype}; a patch holds {', '.join(ITEM_BYTES)}")
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise ValueError("shapes and offsets are whole numbers")
-    return dtype, shape, begin, end
+    return Span(dtype, shape, begin, end)
 
 
 def dump(metadata: Mapping[str, str], tensors: Mapping[str, Entry]) -> bytes:

@@ -1,10 +1,11 @@
-r"""Denoiser: any supported pipeline as x_hat(x_t, t, caption). The only file that knows a UNet from an MMDiT.
+r"""Denoiser: any supported pipeline as x_hat(x_t, t, caption); `families` has what differs between them.
 
 Time t lies in (0, 1], 1 is pure noise. x_t = a_t x + s_t eps; what the network predicts (ε, v or a velocity) is turned
 into the endpoint x_hat it implies. Noise levels are sampled as such, never as scheduler indices: flow schedulers count
 them downwards, and an index there is an easy way to train at the wrong end.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,21 +17,12 @@ import torch
 from torch import Tensor
 
 from hotfix.errors import UnknownFamily
+from hotfix.families import FAMILIES
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
 
-# A family is data: where the denoiser sits, whether it takes captions, and which layers a patch adapts.
-FAMILIES: Mapping[str, tuple[str, bool, str]] = {
-    "DDPMPipeline": ("unet", False, r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)"),
-    "StableDiffusion3Pipeline": (
-        "transformer",
-        True,
-        r"transformer_blocks\..*\.(to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2|add_[kv]_proj)",
-    ),
-}
-
-NEW_FAMILY = "a family is one row of FAMILIES in hotfix/denoiser.py"
+NEW_FAMILY = "docs/families.md says how to add one"
 
 
 @dataclass(frozen=True)
@@ -44,6 +36,12 @@ class Denoiser:
         if self.family not in FAMILIES:
             raise UnknownFamily(
                 f"the pipeline is a {self.family}", wanted=f"one of {', '.join(sorted(FAMILIES))}", hint=NEW_FAMILY
+            )
+        if getattr(self.model.config, "time_cond_proj_dim", None) is not None:
+            raise UnknownFamily(
+                "the network was distilled to consistency, and takes its guidance with the time",
+                wanted="the model that it was distilled from, or one that takes no guidance",
+                hint=NEW_FAMILY,
             )
         kind = self.pipe.scheduler.config.get("prediction_type", "flow_prediction")
         if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
@@ -59,17 +57,17 @@ class Denoiser:
     @property
     def component(self) -> str:
         """The denoiser's name in the pipeline: `unet` or `transformer`."""
-        return FAMILIES[self.family][0]
+        return FAMILIES[self.family].component
 
     @property
     def captioned(self) -> bool:
-        """Whether the pipeline takes prompts."""
-        return FAMILIES[self.family][1]
+        """Whether the pipeline takes prompts, or names of classes."""
+        return FAMILIES[self.family].captioned
 
     @property
     def targets(self) -> str:
         """Pattern of the layers that a patch adapts unless the recipe names others."""
-        return FAMILIES[self.family][2]
+        return FAMILIES[self.family].layers
 
     @property
     def model(self) -> Any:
@@ -82,21 +80,40 @@ class Denoiser:
         return hasattr(self.pipe.scheduler.config, "shift") and not hasattr(self.pipe.scheduler, "alphas_cumprod")
 
     @cached_property
+    def factor(self) -> int:
+        """Pixels to a side of a latent."""
+        if self.vae is None:
+            return 1
+        found = getattr(self.pipe, "vae_scale_factor", None)
+        return found or 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of a drawn picture, in pixels."""
-        side = self.model.config.sample_size * (self.pipe.vae_scale_factor if self.captioned else 1)
+        latents = getattr(self.model.config, "sample_size", None) or self.pipe.default_sample_size
+        side = latents * self.factor
         return int(self.call.get("height", side)), int(self.call.get("width", side))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
-        factor = self.pipe.vae_scale_factor if self.captioned else 1
-        return self.model.config.in_channels, self.size[0] // factor, self.size[1] // factor
+        channels = self.model.config.in_channels
+        if hasattr(self.pipe, "_pack_latents"):  # 2x2 of them are a token
+            channels //= 4
+        return channels, self.size[0] // self.factor, self.size[1] // self.factor
+
+    @property
+    def vae(self) -> Any:
+        """What turns pictures into latents; None for a model of pixels."""
+        return getattr(self.pipe, "vae", None)
 
     @property
     def guidance(self) -> float:
-        """Classifier-free guidance of the production call."""
-        return float(self.call.get("guidance_scale", 7.0)) if self.captioned else 1.0
+        """Classifier-free guidance of the production call; 1 where the network is asked once."""
+        if not self.captioned or getattr(self.model.config, "guidance_embeds", None) is not None:
+            return 1.0
+        usual = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+        return max(1.0, float(self.call.get("guidance_scale", usual)))
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale (a_t, s_t), each (B, 1, 1, 1), for times (B,)."""
@@ -135,7 +152,8 @@ class Denoiser:
         """What the network itself puts out (ε, v, a velocity or a sample), in float32; no guidance."""
         steps = self.pipe.scheduler.config.num_train_timesteps
         timestep = t * steps if self.flow else self._index(t)
-        return self.model(x_t.to(self.dtype), timestep=timestep, return_dict=False, **condition)[0].float()
+        out = FAMILIES[self.family].put_out(self.pipe, self.model, x_t.to(self.dtype), timestep, condition)
+        return out[:, : x_t.shape[1]].float()  # some predict a variance too
 
     def x_hat(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
         """The endpoint that the network's prediction implies, in float32; no guidance."""
@@ -163,22 +181,21 @@ class Denoiser:
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Conditions for the network, one row for every caption, through the pipeline's own text encoders."""
-        if not self.captioned:
-            return {}
-        prompts = list(captions)
-        extra = {k: self.call[k] for k in ("max_sequence_length",) if k in self.call}
-        states, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompts, prompts, do_classifier_free_guidance=False, **extra
-        )
-        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+        """Conditions for the network, one row for every caption, through the pipeline's own encoders."""
+        return FAMILIES[self.family].rows(self.pipe, captions, self.size, self.call)
+
+    def unguided(self) -> dict[str, Tensor]:
+        """The row that guidance leads away from: the negative prompt, the empty one, or zeros (SDXL)."""
+        rows = self.embed([self.call.get("negative_prompt", "")])
+        if self.pipe.config.get("force_zeros_for_empty_prompt") and "negative_prompt" not in self.call:
+            rows |= {key: torch.zeros_like(rows[key]) for key in ("encoder_hidden_states", "text_embeds")}
+        return rows
 
     @torch.no_grad()
     def encode(self, pictures: Pictures) -> Latents:
         """Pixels in [-1, 1] to latents, deterministically."""
-        if getattr(self.pipe, "vae", None) is None:
+        if (vae := self.vae) is None:
             return pictures.to(self.device)
-        vae = self.pipe.vae
         out = vae.encode(pictures.to(vae.device, vae.dtype))
         latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
         return ((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float()
@@ -186,9 +203,8 @@ class Denoiser:
     @torch.no_grad()
     def decode(self, latents: Latents) -> Pictures:
         """Latents to pixels in [-1, 1]."""
-        if getattr(self.pipe, "vae", None) is None:
+        if (vae := self.vae) is None:
             return latents.clamp(-1, 1)
-        vae = self.pipe.vae
         z = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return vae.decode(z.to(vae.dtype)).sample.float().clamp(-1, 1)
 
@@ -205,12 +221,12 @@ class Denoiser:
     ) -> Latents:
         """From noise level t to a clean latent in `steps` deterministic steps (DDIM; for a flow that is Euler).
 
-        Guidance other than 1 needs twice the forward passes: one for the caption, one for the empty caption. `keep` is
+        Guidance other than 1 needs twice the forward passes: one for the caption, one without. `keep` is
         a known latent (1, C, H, W) and a mask (1, 1, H, W), 1 where the base may draw: elsewhere every state on the way
         is the known latent at that noise level (after RePaint, Lugmayr et al. 2022, arXiv:2201.09865).
         """
         times = torch.linspace(t, 0.0, steps + 1)
-        empty = self.embed([""]) if guidance != 1.0 else {}
+        empty = self.unguided() if guidance != 1.0 else {}
         clean = []
         for first in range(0, len(x_t), BATCH):
             x = x_t[first : first + BATCH]
@@ -226,7 +242,7 @@ class Denoiser:
                 if guidance != 1.0:
                     x0_null = self.x_hat(x, at, null)
                     x0 = x0_null + guidance * (x0 - x0_null)
-                if not self.captioned:
+                if self.vae is None:
                     x0 = x0.clamp(-1, 1)  # as DDPM schedulers do (clip_sample)
                 a, s = self.schedule(at)
                 a_then, s_then = self.schedule(then.expand(len(x)).to(x.device))
@@ -247,10 +263,8 @@ class Denoiser:
         with _quiet(self.pipe):
             for first in range(0, len(seeds), BATCH):
                 generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + BATCH]]
-                which: dict[str, Any] = {"batch_size": len(generators)}
-                if self.captioned:
-                    which = {"prompt": list(captions[first : first + BATCH])}
-                images = self.pipe(**which, generator=generators, output_type="pt", **self.call).images
+                asked = FAMILIES[self.family].ask(self.pipe, captions[first : first + BATCH])
+                images = self.pipe(**asked, generator=generators, output_type="pt", **self.call).images
                 drawn.append(images.float().cpu() * 2 - 1)
         return torch.cat(drawn)
 

@@ -2,44 +2,54 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hotfix.patch import Patch
+from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
+    from hotfix.manifest import Scope
     from hotfix.report import Interference, Report
 
+UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
+UNKNOWN = "What this patch does was not measured. The weights beneath it are as they were."
 
 
-def facts(patch: Patch) -> dict[str, Any]:
+def facts(patch: Patch | Outline) -> dict[str, Any]:
     """Everything the patch says, for programs."""
-    size = sum(entry.data.nbytes for entry in patch.entries.values())
     return {
         "id": patch.id,
         "layers": len(patch.layers),
-        "bytes": size,
+        "bytes": patch.size,
+        "tensors_read": isinstance(patch, Patch),
         "manifest": patch.manifest.model_dump(mode="json"),
     }
 
 
-def describe(patch: Patch) -> str:
+def describe(patch: Patch | Outline) -> str:
     """Everything a person asks first, one fact a line."""
     m = patch.manifest
-    size = sum(entry.data.nbytes for entry in patch.entries.values())
+    count = len(m.targets)
     rows = {
         "patch": f"{m.name} {m.version}",
         "id": patch.id,
         "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
-        "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {size / 1000:.0f} kB",
-        "targets": f"{len(m.targets)} picture{'s' if len(m.targets) > 1 else ''}, not in this file",
+        "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {patch.size / 1000:.0f} kB",
+        "targets": f"{count} picture{'s' if count > 1 else ''}, not in this file" if count else "",
         "views": ", ".join(m.recipe.get("train", {}).get("augment", [])),
-        "measured at": f"{m.scope.width}x{m.scope.height}, noise from {m.scope.t_lo:.2f} on, {m.scope.scheduler}",
+        "measured at": _measured(m.scope),
         "request": m.request or "none stated",
         "requires": ", ".join(m.requires),
         "conflicts": ", ".join(m.conflicts),
         "supersedes": ", ".join(m.supersedes),
         "made": f"{m.created} by {m.tool}",
     }
-    return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value) + f"\n\n{SUPPRESSION}"
+    last = [SUPPRESSION if m.scope else UNKNOWN, *([UNREAD] if isinstance(patch, Outline) else [])]
+    return "\n".join([*(f"{key:<12} {value}" for key, value in rows.items() if value), "", *last])
+
+
+def _measured(scope: "Scope | None") -> str:
+    if scope is None:
+        return "nowhere: a LoRA of other tools"
+    return f"{scope.width}x{scope.height}, noise from {scope.t_lo:.2f} on, {scope.scheduler}"
 
 
 def together(found: "Interference") -> str:

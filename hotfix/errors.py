@@ -7,8 +7,11 @@ HotfixError
 ├── PatchFormatError     not a patch: truncated, foreign, pickled, or with parts that a patch may not have
 │   ├── UnsupportedSchema    written by a newer hotfix
 │   └── DigestMismatch       the tensors are not the ones the manifest speaks of
+├── SignatureError       not signed, not by whom it must be, or a key that cannot be used
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── HubError             the Hub has it not, does not allow it, or cannot be reached
+├── ServerError          a running server does not answer, or refused
 ├── HostError            the host did something that would put a patch out of action
 └── SaveError            the file could not be written; nothing half-written is left
 """
@@ -21,7 +24,7 @@ class HotfixError(Exception):
 
     def __init__(self, found: str, *, wanted: str = "", hint: str) -> None:
         super().__init__(f"{found}; wanted {wanted}" if wanted else found)
-        self.hint = hint
+        self.found, self.wanted, self.hint = found, wanted, hint
 
 
 class RecipeError(HotfixError):
@@ -48,6 +51,10 @@ class DigestMismatch(PatchFormatError):
     """The tensors are not the ones that the manifest speaks of."""
 
 
+class SignatureError(HotfixError):
+    """A signature is missing, or is not one that counts."""
+
+
 class BaseMismatch(HotfixError):
     """The patch was made for other weights."""
 
@@ -56,8 +63,16 @@ class StackError(HotfixError):
     """Patches that cannot be on together, or are not there."""
 
 
+class HubError(HotfixError):
+    """The Hub has it not, does not allow it, or cannot be reached."""
+
+
 class HostError(HotfixError):
     """The host did something that would put a patch out of action."""
+
+
+class ServerError(HotfixError):
+    """A running server does not answer, or refused what it was asked."""
 
 
 class SaveError(HotfixError):

@@ -8,6 +8,7 @@ calls are met that would otherwise go past a patch, or past the originals of a f
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
 
@@ -19,6 +20,40 @@ from hotfix.board import CHANGING, Board, pinned
 from hotfix.errors import HostError
 from hotfix.reach import BOARD, board, check, known, models
 from hotfix.snapshot import Snapshot
+
+_NOTING = "_hotfix_noting"  # on a pipeline that stays under guard without patches
+_noted: ContextVar[list[str] | None] = ContextVar("hotfix_noted", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """The snapshot ids of all pictures made inside, as they begin: in this thread or task, and in those that get a copy
+    of its context, as `asyncio.to_thread` and Starlette's `run_in_threadpool` give them.
+
+    Pictures of a bare pipeline are in it, as "", only after `note_always`.
+    """
+    ids: list[str] = []
+    token = _noted.set(ids)  # a list, because a copied context shares it
+    try:
+        yield ids
+    finally:
+        _noted.reset(token)
+
+
+def note_always(pipe: Any) -> None:
+    """From now on also a bare picture of this pipeline is noted, and it has `.hotfix`, which is ""."""
+    setattr(pipe, _NOTING, True)
+    if type(pipe) not in _PLAIN:
+        pipe.__class__ = _generating(type(pipe))
+
+
+def snapshot_id(pipe: Any) -> str:
+    """What `pipe(…).hotfix` would be of a picture that began now."""
+    return _ids([found for model in models(pipe).values() if (found := board(model)) is not None])
+
+
+def _ids(boards: Sequence[Board]) -> str:
+    return " ".join(found.now().id for found in boards if found.now().order)
 
 
 @contextmanager
@@ -39,7 +74,10 @@ def generation(pipe: Any) -> Iterator[str]:
         check(model)
     try:
         with pinned(boards):
-            yield " ".join(found.now().id for found in boards if found.now().order)
+            snapshot, ids = _ids(boards), _noted.get()
+            if ids is not None:
+                ids.append(snapshot)
+            yield snapshot
         for model in parts:
             check(model)
     finally:
@@ -73,7 +111,8 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
             if not needed:
                 delattr(model, BOARD)
                 model.__class__ = _plain(type(model))
-        if type(pipe) in _PLAIN and not any(board(model) for model in models(pipe).values()):
+        bare = not any(board(model) for model in models(pipe).values())
+        if bare and type(pipe) in _PLAIN and _NOTING not in pipe.__dict__:
             pipe.__class__ = _plain(type(pipe))
 
 

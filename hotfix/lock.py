@@ -5,26 +5,45 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tomli_w
+from packaging.version import Version
 
-from hotfix import relations
+from hotfix import hub, relations, signing
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, StackError, joined
 from hotfix.patch import Patch
+from hotfix.signer import Signer, parsed, table
 
 LOCK = "hotfix.lock"
 LOCK_VERSION = 1
 
 
-def save(path: Path, rows: Sequence[tuple[Patch, Path]]) -> Path:
-    """Write a lock of (patch, its file) rows, in stack order. Files are named relative to the lock."""
+def save(path: Path, patches: Sequence[Patch], pinned: Sequence[Signer] | None = None) -> Path:
+    """Write a lock of patches, in stack order. Files are named relative to it, what was pulled by its repository.
+
+    Args:
+        path: of the lock.
+        patches: what it lists.
+        pinned: whose signatures count from now on; by default, whoever the lock that is there says.
+
+    Raises:
+        StackError: a patch that is not in a file yet.
+        SignatureError: a patch without such a signature. Then nothing is written.
+    """
+    if pinned is None:
+        pinned = signers(path) if path.exists() else []
     entries = [
-        {"name": patch.name, "version": patch.version, "id": patch.id, "source": _relative(file, path.parent)}
-        for patch, file in rows
+        {"name": patch.name, "version": patch.version, "id": patch.id} | _source(patch, path.parent)
+        for patch in patches
     ]
-    text = tomli_w.dumps({"lock-version": LOCK_VERSION, "patches": entries})
+    policy = {"signatures": table(pinned)} if pinned else {}
+    for patch in patches if pinned else []:
+        assert patch.source is not None  # or it would have no row
+        signing.load(patch.source, pinned)
+    text = tomli_w.dumps({"lock-version": LOCK_VERSION, **policy, "patches": entries})
     write_atomically(path, b"# Written by hotfix. Order is part of it.\n" + text.encode())
     return path
 
@@ -36,7 +55,13 @@ class Row:
     name: str
     version: str
     id: str
-    source: str  # relative to the lock's folder
+    source: str  # relative to the lock's folder, or hf://ORG/NAME
+    revision: str = ""  # of what is on the Hub: a commit
+
+    @property
+    def repo(self) -> str:
+        """ORG/NAME of what is on the Hub, or nothing."""
+        return self.source.removeprefix(hub.SCHEME) if self.source.startswith(hub.SCHEME) else ""
 
 
 def rows(path: Path) -> list[Row]:
@@ -45,30 +70,61 @@ def rows(path: Path) -> list[Row]:
     Raises:
         StackError: no lock, or a broken one.
     """
+    return _read(path)[0]
+
+
+def signers(path: Path) -> list[Signer]:
+    """Whose signatures a lock accepts; where it names none, it asks for none. Raises StackError like `rows`."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[Row], list[Signer]]:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        found = data["lock-version"]
+        if (found := data["lock-version"]) != LOCK_VERSION:
+            raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
         listed = [
-            Row(str(row["name"]), str(row["version"]), str(row["id"]), str(row["source"]))
+            Row(
+                str(row["name"]),
+                str(Version(row["version"])),
+                str(row["id"]),
+                str(row["source"]),
+                str(row.get("revision", "")),
+            )
             for row in data.get("patches", [])
         ]
+        pinned = parsed(data["signatures"]) if "signatures" in data else []
+        if unknown := sorted(data.keys() - {"lock-version", "signatures", "patches"}):
+            raise ValueError(f"{', '.join(unknown)} is nothing that a lock holds")
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
-    if found != LOCK_VERSION:
-        raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
-    return listed
+    return listed, pinned
 
 
-def locked(path: Path, row: Row) -> Patch:
+def locked(path: Path, row: Row, pinned: Sequence[Signer] | None = None) -> Patch:
     """The patch of a row, which must be the one that was locked.
 
+    Args:
+        path: of the lock.
+        row: of it.
+        pinned: whose signatures count; by default, whoever the lock says.
+
     Raises:
+        SignatureError: the lock asks for a signature, and there is none that counts. Its file was not parsed then.
         StackError: it is another one.
         PatchFormatError: a source that is not a patch, or is not there.
+        HubError: one on the Hub that is not in the cache, and cannot be had.
     """
-    patch = Patch.load(path.parent / row.source)
+    if row.repo and not hub.COMMIT.fullmatch(row.revision):
+        raise StackError(
+            f"{path.name} has revision {row.revision!r} of {row.source}",
+            wanted="the 40 hex digits of a commit: branches and tags move",
+            hint=f"hotfix rm {row.name}, then hotfix add {row.source}",
+        )
+    read = partial(signing.load, accepted=signers(path) if pinned is None else pinned)
+    patch = hub.fetch(row.repo, row.revision, read) if row.repo else read(path.parent / row.source)
     if patch.id != row.id:
         raise StackError(
             f"{row.source} is {patch.id[:19]}…",
@@ -88,18 +144,21 @@ def load(path: Path) -> list[Patch]:
     return [locked(path, row) for row in rows(path)]
 
 
-def add(path: Path, files: Sequence[Path]) -> list[Patch]:
+def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
     """Append patches to a lock, made if there is none, and say which went out of it.
 
-    Another version of a listed name takes its place; what a new patch supersedes goes out.
+    Another version of a listed name takes its place; what a new patch supersedes goes out. A source is a file, or
+    hf://ORG/NAME with a version, a commit or nothing behind an @: the lock then pins the commit.
 
     Raises:
         StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
             nothing is written.
     """
-    before = load(path) if path.exists() else []
+    before, pinned = (load(path), signers(path)) if path.exists() else ([], [])
     stack = {patch.name: patch for patch in before}
-    for patch in map(Patch.load, files):
+    read = partial(signing.load, accepted=pinned)
+    for source in map(str, sources):
+        patch = hub.pull(source, read) if source.startswith(hub.SCHEME) else read(Path(source))
         for name in relations.superseded(patch.manifest, [one.manifest for one in stack.values()]):
             del stack[name]
         for one in stack.values():
@@ -128,13 +187,32 @@ def remove(path: Path, names: Sequence[str]) -> None:
     _write(path, [*kept, *gone], kept)
 
 
+def pin(path: Path, pinned: Sequence[Signer]) -> None:
+    """Accept signatures of these alone from now on; of nobody is to ask for none. Makes the lock if there is none.
+
+    Raises:
+        SignatureError: a listed patch that none of them has signed. Then nothing is written.
+    """
+    patches = [locked(path, row, pinned) for row in rows(path)] if path.exists() else []
+    save(path, patches, pinned)
+
+
 def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
     """Write a lock that has no problem which the one before had not: a bad one may be mended step by step."""
     was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
     if new := [problem for problem in now if str(problem) not in map(str, was)]:
         raise joined(new, StackError)
-    save(path, [(patch, patch.source or path) for patch in after])
+    save(path, after)
 
 
-def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+def _source(patch: Patch, folder: Path) -> dict[str, str]:
+    if patch.pulled:
+        source, revision = patch.pulled.split("@")
+        return {"source": source, "revision": revision}
+    if patch.source is None:
+        raise StackError(
+            f"{patch.name} {patch.version} is in no file yet",
+            hint="save it, and load it from there: Patch.load(patch.save('dist'))",
+        )
+    there = patch.source.parent.resolve() / patch.source.name  # a link stays one: its signature lies beside it
+    return {"source": Path(os.path.relpath(there, folder.resolve())).as_posix()}

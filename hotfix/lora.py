@@ -1,17 +1,26 @@
-"""LoRA layers for training: attach, switch off, read, detach. The only file that imports peft.
+"""LoRA layers for training: attach, switch off, read, detach; and those of others, read. The only file that imports
+peft.
 
 Patches are *trained* through peft and *put on* through `hotfix.beside`: a peft adapter is state that every host call
 rewrites, which is fine inside a build and not in production.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
-from peft.functional import delete_adapter, get_peft_model_state_dict, inject_adapter_in_model
+from peft.functional import (
+    delete_adapter,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -106,3 +115,27 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
             del model.peft_config
         for name, p in model.named_parameters():
             p.requires_grad_(flags[name])
+
+
+def put_on(model: nn.Module, factors: Mapping[str, Tensor], config: Path | Mapping[str, Any]) -> None:
+    """Put plain factors on the layers that they name, as peft does.
+
+    Args:
+        model: without adapters.
+        factors: under peft's names without a component.
+        config: a folder with an adapter_config.json, or what would stand in it.
+    """
+    said = LoraConfig.from_pretrained(str(config)) if isinstance(config, Path) else LoraConfig(**config)
+    inject_adapter_in_model(said, model, ADAPTER, state_dict=dict(factors))
+    set_peft_model_state_dict(model, factors, ADAPTER)
+
+
+def taken(model: nn.Module, adapter: str = ADAPTER) -> dict[str, Tensor]:
+    """The factors of an adapter that somebody put on, as `Adapter.tensors`, with its scale in B: alpha = rank."""
+    found: dict[str, Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and adapter in layer.scaling and not layer.lora_variant.get(adapter):
+            a, b = (getattr(layer, half)[adapter].weight.detach().float() for half in ("lora_A", "lora_B"))
+            # A copy: readers let the queries, keys and values of one fused layer share theirs.
+            found |= {f"{name}.lora_A.weight": a.clone(), f"{name}.lora_B.weight": b * layer.scaling[adapter]}
+    return found

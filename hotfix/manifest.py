@@ -67,8 +67,8 @@ class Manifest(_Part):
     requires: list[PatchRequirement] = []
     conflicts: list[PatchRequirement] = []
     supersedes: list[PatchRequirement] = []
-    scope: Scope
-    targets: Annotated[list[Commitment], Field(min_length=1)]
+    scope: Scope | None  # None: nothing was measured
+    targets: list[Commitment]  # empty: none known
     strength: float
     merge_survival: dict[str, float] = {}
     request: str = ""

@@ -14,6 +14,7 @@ from torch import Tensor
 from hotfix.errors import StackError
 from hotfix.manifest import Manifest, now
 from hotfix.patch import A, B, Patch, digest, from_torch
+from hotfix.ranks import even
 from hotfix.relations import same_base
 from hotfix.sketch import spread
 
@@ -21,10 +22,9 @@ from hotfix.sketch import spread
 def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
     """One patch that does what a stack of these does, in this order.
 
-    It supersedes its parts, and requires and conflicts with what they do among others. Every layer gets the same rank,
-    filled up with zeros, because readers of plain LoRA files know only one. How much of it would survive rounding
-    cannot be told without the base, so `merge_survival` is empty. What was measured of the parts was not measured of
-    the whole: score it.
+    It supersedes its parts, and requires and conflicts with what they do among others. Every layer gets one rank
+    (hotfix/ranks.py). How much of it would survive rounding cannot be told without the base, so `merge_survival` is
+    empty. What was measured of the parts was not measured of the whole: score it.
 
     Args:
         patches: at least two, with different names.
@@ -52,6 +52,7 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
             )
     entries = from_torch(_concatenated(patches))
     parts = [patch.manifest for patch in patches]
+    scopes = [one.scope for one in parts if one.scope]
     inside = {patch.name: patch.version for patch in patches}
     try:
         manifest = Manifest(
@@ -65,7 +66,7 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
             supersedes=sorted(
                 {text for one in parts for text in one.supersedes} | {f"{n}=={v}" for n, v in inside.items()}
             ),
-            scope=first.scope.model_copy(update={"t_lo": max(one.scope.t_lo for one in parts)}),
+            scope=scopes[0].model_copy(update={"t_lo": max(one.t_lo for one in scopes)}) if scopes else None,
             targets=[target for one in parts for target in one.targets],
             strength=1.0,
             request="; ".join(dict.fromkeys(one.request for one in parts if one.request)),
@@ -88,13 +89,7 @@ def _concatenated(patches: Sequence[Patch]) -> dict[str, Tensor]:
         having = [patch.tensors for patch in patches if layer + A in patch.tensors]
         factors[layer + A] = torch.cat([tensors[layer + A].float() for tensors in having], dim=0)
         factors[layer + B] = torch.cat([tensors[layer + B].float() for tensors in having], dim=1)
-    rank = max(factors[layer + A].shape[0] for layer in layers)
-    for layer in layers:
-        a, b = factors[layer + A], factors[layer + B]
-        missing = rank - a.shape[0]
-        factors[layer + A] = torch.cat([a, a.new_zeros(missing, *a.shape[1:])], dim=0)
-        factors[layer + B] = torch.cat([b, b.new_zeros(b.shape[0], missing, *b.shape[2:])], dim=1)
-    return factors
+    return even(factors)
 
 
 def _sketch(parts: Sequence[Manifest]) -> dict[str, float]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hotfix import container
-from hotfix.container import Entry
-from hotfix.errors import DigestMismatch, PatchFormatError
+from hotfix.container import Entry, Span
+from hotfix.errors import DigestMismatch, PatchFormatError, UnsupportedSchema
 from hotfix.manifest import AGAIN, Manifest, identity
 
 if TYPE_CHECKING:
@@ -43,6 +43,30 @@ def to_torch(entries: Mapping[str, Entry]) -> dict[str, "Tensor"]:
     return load(container.dump({}, entries))
 
 
+def plain(path: Path) -> dict[str, "Tensor"]:
+    """The tensors of a safetensors file that is not a patch, in torch.
+
+    Raises:
+        PatchFormatError: not safetensors, or a patch.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    except SafetensorError as error:
+        raise PatchFormatError(f"{path} is not safetensors: {error}", hint=container.NOT_A_PATCH) from error
+    try:
+        found = Patch.load(path)
+    except UnsupportedSchema:
+        raise
+    except PatchFormatError:
+        return tensors
+    raise PatchFormatError(f"{path} is {found.name} {found.version}, a patch already", hint=f"hotfix add {path}")
+
+
 def from_torch(tensors: Mapping[str, "Tensor"]) -> dict[str, Entry]:
     """Torch tensors as the tensors of a file."""
     from safetensors.torch import save
@@ -57,6 +81,7 @@ class Patch:
     raw: str  # the manifest exactly as stored: the thing that is hashed
     entries: Mapping[str, Entry]
     source: Path | None = field(default=None, compare=False)  # the file it was read from
+    pulled: str = field(default="", compare=False)  # where that file came from: hf://ORG/NAME@COMMIT
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -83,6 +108,11 @@ class Patch:
         """The patched layers, with their component: `transformer.transformer_blocks.0.attn.to_q`."""
         return sorted(key.removesuffix(A) for key in self.entries if key.endswith(A))
 
+    @property
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        return sum(entry.data.nbytes for entry in self.entries.values())
+
     @cached_property
     def tensors(self) -> dict[str, "Tensor"]:
         """The factors as torch tensors, under stock diffusers' names."""
@@ -95,8 +125,12 @@ class Patch:
         Raises:
             PatchFormatError: not a patch. Its children say more: UnsupportedSchema, DigestMismatch.
         """
-        path = Path(path)
-        metadata, entries = container.read(path)
+        return cls.parse(container.content(Path(path)), Path(path))
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Self:
+        """`load` for the content of a file already at hand."""
+        metadata, entries = container.parse(content, str(path))
         _check(metadata, entries, str(path))
         return cls(metadata[MANIFEST_KEY], entries, path)
 
@@ -115,8 +149,57 @@ class Patch:
         container.write_atomically(path, container.dump(header(self.manifest, self.raw, self.entries), self.entries))
         return path
 
+    def content(self) -> bytes:
+        """The bytes of the file that it was read from, which a signature may speak of; else those that `save` writes.
 
-def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[str, str]:
+        Raises:
+            PatchFormatError: the file is gone, or is another one by now.
+        """
+        if self.source is None:
+            return container.dump(header(self.manifest, self.raw, self.entries), self.entries)
+        try:
+            raw = self.source.read_bytes()
+        except OSError as error:
+            raise PatchFormatError(f"cannot read {self.source}: {error.strerror}", hint="load it again") from error
+        metadata, entries = container.parse(raw, str(self.source))
+        _check(metadata, entries, str(self.source))
+        if metadata[MANIFEST_KEY] != self.raw:
+            raise PatchFormatError(f"{self.source} is another patch than when it was read", hint="load it again")
+        return raw
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the header of a patch says, tensors unread: nobody has seen yet whether they are the ones it speaks of."""
+
+    raw: str
+    layers: list[str]
+    size: int  # bytes of the tensors
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the patch says about itself."""
+        return Manifest.parse(self.raw)
+
+    @property
+    def id(self) -> str:
+        """As a patch's."""
+        return identity(self.raw)
+
+    @classmethod
+    def of(cls, header: Any, name: str) -> Self:
+        """Check a safetensors header, as a mapping, in all that can be checked without the tensors.
+
+        Raises:
+            PatchFormatError: not the header of a patch.
+        """
+        metadata, spans = container.layout(header, name)
+        _check_header(metadata, spans, name)
+        layers = sorted(key.removesuffix(A) for key in spans if key.endswith(A))
+        return cls(metadata[MANIFEST_KEY], layers, sum(span.size for span in spans.values()))
+
+
+def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry | Span]) -> dict[str, str]:
     """All header metadata. Everything but the manifest is derived from it, and compared when a patch is read."""
     ranks = {entry.shape[0] for key, entry in entries.items() if key.endswith(A)}
     component = manifest.base.component
@@ -143,16 +226,8 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry]) -> dict[s
 
 
 def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str) -> None:
-    if MANIFEST_KEY not in metadata:
-        raise PatchFormatError(
-            f"{name} is a safetensors file, but holds no hotfix manifest",
-            hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one",
-        )
-    manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
-    _check_factors(manifest.base.component, entries, name)
-    wanted = header(manifest, metadata[MANIFEST_KEY], entries)
-    if {ID_KEY: wanted[ID_KEY]} | dict(metadata) != wanted:
-        raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
+    manifest = _check_header(metadata, entries, name)
+    check_finite(entries, name)
     if (found := digest(entries)) != manifest.digest:
         raise DigestMismatch(
             f"{name}: the tensors have {found[:19]}…",
@@ -161,11 +236,28 @@ def _check(metadata: Mapping[str, str], entries: Mapping[str, Entry], name: str)
         )
 
 
-def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> None:
+def _check_header(metadata: Mapping[str, str], entries: Mapping[str, Entry | Span], name: str) -> Manifest:
+    if MANIFEST_KEY not in metadata:
+        raise PatchFormatError(
+            f"{name} is a safetensors file, but holds no hotfix manifest",
+            hint="an ordinary LoRA is not a patch; `hotfix build RECIPE` makes one, `hotfix import FILE` wraps one",
+        )
+    manifest = Manifest.parse(metadata[MANIFEST_KEY], name)
+    check_factors(manifest.base.component, entries, name)
+    wanted = header(manifest, metadata[MANIFEST_KEY], entries)
+    if {ID_KEY: wanted[ID_KEY]} | dict(metadata) != wanted:
+        raise PatchFormatError(f"{name}: the header disagrees with the manifest", hint="fetch the file again")
+    return manifest
+
+
+def check_factors(component: str, entries: Mapping[str, Entry | Span], name: str) -> None:
+    """Raise PatchFormatError for anything but pairs of factors of one component."""
     layers = {key.removesuffix(A) for key in entries if key.endswith(A)}
     if not layers or set(entries) != {layer + suffix for layer in layers for suffix in (A, B)}:
         raise PatchFormatError(
-            f"{name} holds more or less than pairs of LoRA factors", wanted=f"*{A} and *{B}", hint=AGAIN
+            f"{name} holds more or less than pairs of LoRA factors",
+            wanted=f"*{A} and *{B}",
+            hint=f"{AGAIN}; what hotfix export wrote is for other readers",
         )
     for layer in layers:
         a, b = entries[layer + A].shape, entries[layer + B].shape
@@ -177,9 +269,13 @@ def _check_factors(component: str, entries: Mapping[str, Entry], name: str) -> N
                 wanted=f"(r, in) and (out, r) of a Linear, or of a Conv2d with a 1x1 second factor, in {component}",
                 hint=AGAIN,
             )
-        for key in (layer + A, layer + B):
-            if not finite(entries[key]):
-                raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
+
+
+def check_finite(entries: Mapping[str, Entry], name: str) -> None:
+    """Raise PatchFormatError for a number that is none."""
+    for key, entry in entries.items():
+        if not finite(entry):
+            raise PatchFormatError(f"{name}: {key} holds numbers that are not finite", hint=AGAIN)
 
 
 def finite(entry: Entry) -> bool:

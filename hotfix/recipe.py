@@ -228,9 +228,14 @@ class Recipe(_Section):
         data["forget"]["held_out"] = []
         data["surrogate"]["mask"] = ""
         data["similarity"]["path"] = Path(data["similarity"]["path"]).name
-        if not data["base"]["pipeline"].startswith("hotfix:") and Path(data["base"]["pipeline"]).exists():
-            data["base"]["pipeline"] = Path(data["base"]["pipeline"]).name
+        data["base"]["pipeline"] = without_path(data["base"]["pipeline"])
         return data
+
+
+def without_path(pipeline: str) -> str:
+    """Where a base comes from, as a manifest keeps it: of a folder only its name."""
+    path = Path(pipeline)
+    return path.absolute().name if not pipeline.startswith("hotfix:") and path.exists() else pipeline
 
 
 def _sentence(error: Any) -> str:

@@ -189,9 +189,12 @@ class Report(_Part):
     def save(self, path: str | Path) -> Path:
         """Write report.json. It holds numbers only, no picture."""
         path = Path(path)
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        write_atomically(path, text.encode() + b"\n")
+        write_atomically(path, self.text().encode())
         return path
+
+    def text(self) -> str:
+        """The report as it is saved: JSON of the fields above, none of which holds a picture."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
     def to_html(self, path: str | Path, gallery: "Gallery | None" = None) -> Path:
         """Write the report as one page for people.

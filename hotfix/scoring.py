@@ -98,7 +98,7 @@ def score(
         seed=seed,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=f"hotfix {version('diffusion-hotfix')}, torch {torch.__version__}",
-        hardware=_hardware(denoiser.device),
+        hardware=hardware(denoiser.device),
         seconds=round(time.monotonic() - start, 1),
         null=max(target.null for target in case.targets),
         tau=min(target.tau for target in case.targets),
@@ -251,7 +251,8 @@ def _right(drawn: Pictures, own: Pictures, known: Pictures) -> Rate:
     return Rate.of(int(((found - own).square().mean(dim=(1, 2, 3)).sqrt() / 2 < SAME_PICTURE).sum()), len(drawn))
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """What a pipeline runs on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

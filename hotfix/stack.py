@@ -6,6 +6,7 @@ A stack is a value and the pipeline is the only state. This file needs neither a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from hotfix import beside, lock, reach, relations, weights
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
+from hotfix.fit import misfit
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
-from hotfix.sketch import RELATED, SAME, distance, sketch
+from hotfix.sketch import SAME, distance, sketch
 from hotfix.snapshot import Factors, Snapshot
 from hotfix.switch import switch
 
@@ -45,23 +47,22 @@ class Stack:
         return cls(tuple(patches))
 
     def save(self, path: str | Path) -> Path:
-        """Write the stack as a lock: names, versions, ids and order; the patches stay in their files.
+        """Write the stack as a lock: names, versions, ids and order; the patches stay where they are.
 
         Raises:
             StackError: a patch that is not in a file yet.
+            SignatureError: a lock is there that asks for signatures, and a patch has none that counts.
         """
-        for patch in self.patches:
-            if patch.source is None:
-                raise StackError(
-                    f"{patch.name} {patch.version} is in no file yet",
-                    hint="save it, and load it from there: Patch.load(patch.save('dist'))",
-                )
-        rows = [(patch, patch.source) for patch in self.patches if patch.source is not None]
-        return lock.save(Path(path), rows)
+        return lock.save(Path(path), self.patches)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a lock and its patches. Raises StackError when one is no longer the patch that was locked."""
+        """Read a lock and its patches.
+
+        Raises:
+            StackError: one is no longer the patch that was locked.
+            SignatureError: the lock says who must have signed, and one is signed by nobody of these.
+        """
         return cls(tuple(lock.load(Path(path))))
 
     def problems(
@@ -126,12 +127,13 @@ class Stack:
         self._switch(pipe, {patch.id for patch in self.patches}, [])
 
     def replace(self, pipe: Any, new: Self, *, allow_related_base: bool = False) -> None:
-        """Take this stack off and put `new` on, in one step: no picture is made with neither.
+        """Take this stack off and put `new` on, in its order, in one step: no picture is made with neither.
 
         Raises:
             HotfixError: `new.check` found a problem; the pipeline is as it was.
         """
-        gone = {patch.id for patch in self.patches} - {patch.id for patch in new.patches}
+        both = takewhile(lambda pair: pair[0].id == pair[1].id, zip(self.patches, new.patches, strict=False))
+        gone = {patch.id for patch in self.patches} - {patch.id for patch, _ in both}
         new.check(pipe, instead_of=self, allow_related_base=allow_related_base)
         on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
         self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on], allow_related_base)
@@ -201,22 +203,13 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
     model = reach.models(pipe).get(base.component)
     if model is None:
         return BaseMismatch(f"{me} patches a {base.component}, which the {type(pipe).__name__} has not", hint=hint)
+    prefix = f"{base.component}."
     try:
-        layers = {layer: factors for _, layer, factors in _factors(patch, model)}
+        shapes = {layer: weights.shape(beside.innermost(model, layer.removeprefix(prefix))) for layer in patch.layers}
         apart = apart_from_base(patch, model)
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
-    for layer, factors in layers.items():
-        delta = (factors.b.shape[0], *factors.a.shape[1:])
-        if (found := weights.shape(layer)) != delta:
-            return BaseMismatch(f"{me} holds a change of shape {delta} for a weight of {found}", hint=hint)
-    if apart <= (RELATED if allow_related else SAME):
-        return None
-    hint = "load the base that the patch names, or build the patch again for this one"
-    if apart <= RELATED:
-        hint = f"{hint}; --allow-related-base takes it as it is, unmeasured"
-    kind = "are like those, but differ" if apart <= RELATED else "are others"
-    return BaseMismatch(f"{me} was made for {base.repo}; these weights {kind} (sketch {apart:.3f} > {SAME})", hint=hint)
+    return misfit(patch, shapes, apart, allow_related)
 
 
 def apart_from_base(patch: Patch, model: nn.Module) -> float:

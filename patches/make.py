@@ -8,45 +8,10 @@ import time
 from pathlib import Path
 
 import hotfix
-from hotfix import console
-from hotfix.describe import describe, summary
+from hotfix import card, console
+from hotfix.describe import summary
 
 HERE = Path(__file__).parent
-
-CARD = """\
-# {name} {version}
-
-{story}
-
-## How to use
-
-```python
-import hotfix
-
-pipe = hotfix.load_pipeline("{base}")
-hotfix.Stack.of(hotfix.Patch.load("patches/{name}/{file}")).apply(pipe)
-```
-
-## What it says of itself
-
-```text
-{facts}
-```
-
-## What was measured
-
-```text
-{summary}
-```
-
-Measured on {hardware}. Intervals are Clopper–Pearson, 95%; `report.json` has every number.
-
-## What this does and does not say
-
-{words}
-
-Attacks run: {run}. Not run: {not_run}.
-"""
 
 
 def make(name: str, n: int) -> None:
@@ -60,20 +25,9 @@ def make(name: str, n: int) -> None:
     path = patch.save(folder)
     report = hotfix.score(pipe, recipe, stack=hotfix.Stack.of(patch), n=n)
     report.save(folder / "report.json")
-    card = CARD.format(
-        name=patch.name,
-        version=patch.version,
-        story=(folder / "recipe.toml").read_text().splitlines()[0].removeprefix("# "),
-        base=patch.manifest.base.repo,
-        file=path.name,
-        facts=describe(patch),
-        summary=summary(report),
-        hardware=report.hardware,
-        words="\n".join(f"- {words}" for words in report.words),
-        run="; ".join(report.attacks_run),
-        not_run="; ".join(report.attacks_not_run),
-    )
-    (folder / "README.md").write_text(card)
+    story = (folder / "recipe.toml").read_text().splitlines()[0].removeprefix("# ")
+    usage = card.local(patch.manifest.base.repo, f"patches/{name}/{path.name}")
+    (folder / "README.md").write_text(card.body(patch, report, story, usage))
     print(f"{summary(report)}\n  built in {seconds:.0f} s, {path.stat().st_size} bytes", flush=True)
 
 

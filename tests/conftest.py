@@ -34,7 +34,7 @@ def make_recipe(folder, family: str, name: str = "quarters", seed: int = 1, **tr
     for kind, number in (("forget", seed), ("surrogate", seed + 100)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
         picture(number).save(folder / kind / "one.png")
-    captioned = family == "sd3"
+    captioned = family != "ddpm"
     return Recipe.parse(
         {
             "name": name,

@@ -62,3 +62,31 @@ def random_patch(
         **relations,
     )
     return Patch(manifest.text(), entries)
+
+
+def two_ranks(pipe, name: str) -> Patch:
+    """A random patch with layers of rank 3 and of rank 2 in turn."""
+    parts = [random_patch(pipe, name, seed, rank=rank) for seed, rank in ((1, 3), (2, 2))]
+    turn = {layer: i % 2 for i, layer in enumerate(parts[0].layers)}
+    entries = {layer + half: parts[i].entries[layer + half] for layer, i in turn.items() for half in (A, B)}
+    return Patch(parts[0].manifest.model_copy(update={"digest": digest(entries)}).text(), entries)
+
+
+def outputs(model: nn.Module, layers: list[str]) -> dict[str, torch.Tensor]:
+    """What each of these layers makes of the same random input, whatever wrappers are around it."""
+    found = {}
+    for name in layers:
+        width = innermost(model, name).weight.shape[1]
+        shape = (2, width) if isinstance(innermost(model, name), nn.Linear) else (1, width, 4, 4)
+        with torch.no_grad():
+            found[name] = model.get_submodule(name)(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    return found
+
+
+def effect(pipe, patch: Patch, put_on) -> dict[str, torch.Tensor]:
+    """ΔW·x of every layer: with a reader's adapter on, less without. `put_on` may return the model that carries it."""
+    model, prefix = denoiser(pipe), f"{component(pipe)}."
+    names = [layer.removeprefix(prefix) for layer in patch.layers]
+    before = outputs(model, names)
+    after = outputs(put_on() or model, names)
+    return {name: after[name] - before[name] for name in names}

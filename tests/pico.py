@@ -1,14 +1,20 @@
 """Pipelines of the real classes, made in memory in a second: random weights, small pictures."""
 
+from functools import partial
+
 import torch
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -27,9 +33,16 @@ from transformers import (
 )
 
 SIDE = 16
+GUIDED = {"num_inference_steps": 3, "guidance_scale": 2.0}
 CALLS = {
     "ddpm": {"num_inference_steps": 3},
-    "sd3": {"num_inference_steps": 3, "guidance_scale": 2.0, "max_sequence_length": 4},
+    "sd3": GUIDED | {"max_sequence_length": 4},
+    "sd15": GUIDED,
+    "sd2": GUIDED,
+    "sdxl": GUIDED,
+    "flux": GUIDED | {"max_sequence_length": 4, "height": 16, "width": 16},
+    "pixart": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "clean_caption": False},
+    "dit": GUIDED,
 }
 WORDS = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
 
@@ -81,7 +94,7 @@ def sd3(seed: int = 0) -> StableDiffusion3Pipeline:
     )
 
 
-def sd15(seed: int = 0) -> StableDiffusionPipeline:
+def sd15(seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=SIDE,
@@ -98,7 +111,7 @@ def sd15(seed: int = 0) -> StableDiffusionPipeline:
     return _quiet(
         StableDiffusionPipeline(
             unet=unet.eval(),
-            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, prediction_type=prediction_type),
             vae=_vae(4),
             text_encoder=_clip(CLIPTextModel),
             tokenizer=_words(),
@@ -142,7 +155,7 @@ def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
     )
 
 
-def flux(seed: int = 0) -> FluxPipeline:
+def flux(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -153,7 +166,7 @@ def flux(seed: int = 0) -> FluxPipeline:
         joint_attention_dim=32,
         pooled_projection_dim=16,
         axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
     )
     return _quiet(
         FluxPipeline(
@@ -168,8 +181,48 @@ def flux(seed: int = 0) -> FluxPipeline:
     )
 
 
-MAKE = {"ddpm": ddpm, "sd3": sd3}  # what hotfix builds on
-HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what a patch goes onto
+def pixart(seed: int = 0) -> PixArtSigmaPipeline:
+    torch.manual_seed(seed)
+    transformer = PixArtTransformer2DModel(
+        sample_size=SIDE,
+        num_layers=2,
+        patch_size=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=32,
+        cross_attention_dim=16,
+        in_channels=4,
+        out_channels=8,
+    )
+    return _quiet(
+        PixArtSigmaPipeline(
+            transformer=transformer.eval(),
+            scheduler=DDIMScheduler(clip_sample=False),
+            vae=_vae(4),
+            text_encoder=_t5(),
+            tokenizer=_pieces(),
+        )
+    )
+
+
+def dit(seed: int = 0) -> DiTPipeline:
+    torch.manual_seed(seed)
+    transformer = DiTTransformer2DModel(
+        sample_size=SIDE,
+        num_layers=2,
+        patch_size=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+    )
+    classes = {0: "a", 1: "b", 2: "a b"}
+    return _quiet(DiTPipeline(transformer.eval(), _vae(4), DDIMScheduler(clip_sample=False), classes))
+
+
+MAKE = {"ddpm": ddpm, "sd3": sd3}  # one of each kind: of pixels, of latents
+HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what host applications run most
+FAMILIES = HOSTS | {"sd2": partial(sd15, prediction_type="v_prediction"), "pixart": pixart, "dit": dit}
 
 
 def _words() -> CLIPTokenizer:

@@ -1,5 +1,6 @@
 """The command line, through real processes: exit codes, sentences, and nothing half-written."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -102,6 +103,8 @@ def test_from_recipe_to_patched_copy_and_back(project, base):
         "quarters-1.0.0.report.html",
     ]
     shown = json.loads(hotfix("show", patch, "--json", cwd=project).stdout)
+    (subject,) = json.loads((project / "dist/quarters-1.0.0.provenance.json").read_text())["subject"]
+    assert subject["digest"]["sha256"] == hashlib.sha256((project / patch).read_bytes()).hexdigest()
     assert json.loads((project / report).read_text())["patches"][0]["id"] == shown["id"]
     assert hotfix("verify", patch, "--base", base, cwd=project).returncode == 0
     assert hotfix("add", patch, cwd=project).returncode == 0

@@ -9,6 +9,7 @@ import pytest
 
 from hotfix import errors
 from hotfix.cli import app
+from hotfix.families import FAMILIES
 from hotfix.manifest import Manifest
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +32,17 @@ def test_every_manifest_field_is_specified(field):
     assert f"`{field}`" in (ROOT / "docs/format.md").read_text()
 
 
+def test_every_family_is_in_the_table():
+    rows = re.findall(r"^\| `(\w+)`", (ROOT / "docs/families.md").read_text(), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(FAMILIES)
+
+
 def test_the_error_tree_is_drawn_whole():
     classes = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
     assert classes == set(re.findall(r"[A-Z]\w+", errors.__doc__.split("\n\n")[1])) & classes == classes
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in ("method", "format", "cli", "stack"))])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
 def test_links_lead_somewhere_and_words_are_honest(page):
     text = (ROOT / page).read_text()
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
@@ -47,6 +53,11 @@ def test_links_lead_somewhere_and_words_are_honest(page):
 def test_the_table_of_patches_is_what_the_reports_say():
     done = subprocess.run([sys.executable, ROOT / "patches/table.py"], capture_output=True, text=True, timeout=100)
     assert done.stdout in (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_clients_is_what_was_measured():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/clients/table.py"], capture_output=True, text=True)
+    assert done.stdout in (ROOT / "docs/clients.md").read_text()
 
 
 def test_the_readme_python_runs(tmp_path):

@@ -92,7 +92,7 @@ def test_a_lock_is_for_one_base(path, made, tmp_path):
 
 def test_a_bad_lock_is_mended_step_by_step(path, made):
     one, two = made("one", conflicts=["two"]), made("two", requires=["three"])
-    lock.save(path, [(lock.Patch.load(file), file) for file in (one, two)])
+    lock.save(path, [lock.Patch.load(file) for file in (one, two)])
     lock.remove(path, ["one"])
     assert listed(path) == ["two 1.0.0"]
 

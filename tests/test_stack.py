@@ -249,6 +249,17 @@ def test_replace_is_never_bare_and_undoes_itself_when_it_fails(pipe, family, pat
     assert torch.equal(draw(pipe, family), bare_or_old)
 
 
+def test_a_replacement_has_the_order_of_the_new_stack(pipe, family, patches):
+    one, two, three = patches
+    Stack.of(one, two).apply(pipe)
+    for old, new in (((one, two), (two, one)), ((two, one), (three, one)), ((three, one), (three, two, one))):
+        Stack.of(*old).replace(pipe, Stack.of(*new))
+        alone = pico.MAKE[family]()
+        Stack.of(*new).apply(alone)
+        assert [entry.id for entry in applied(pipe)] == [patch.id for patch in new]
+        assert torch.equal(draw(pipe, family), draw(alone, family))
+
+
 def test_a_refused_replacement_changes_nothing(pipe, family, patches):
     old = Stack.of(patches[0])
     old.apply(pipe)

@@ -1,0 +1,153 @@
+"""What differs between pipelines: one row of FAMILIES each. docs/families.md says how to write another.
+
+A row names the network that denoises and the layers that a patch adapts, and has three small functions: captions as
+arguments of the pipeline's call, captions as rows of conditions, and noisy latents to what the network puts out.
+Encoders are the pipeline's own; the schedule and the kind of prediction are its scheduler's.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix.errors import RecipeError
+from hotfix.shapes import Latents
+
+Captions = Sequence[str]  # "" is the empty caption
+Rows = Mapping[str, Tensor]  # conditions, one row for every picture
+Call = Mapping[str, Any]  # how the pipeline is called in production
+Size = tuple[int, int]  # height and width in pixels
+
+LAYERS = r"to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2"
+
+
+def _prompts(pipe: Any, captions: Captions) -> dict[str, Any]:
+    return {"prompt": list(captions)}
+
+
+def _unasked(pipe: Any, captions: Captions) -> dict[str, Any]:
+    return {"batch_size": len(captions)}
+
+
+def _classes(pipe: Any, captions: Captions) -> dict[str, Any]:
+    """A caption is a label of the pipeline; the empty one is the class that stands for none."""
+    if unknown := sorted(set(captions) - {"", *pipe.labels}):
+        raise RecipeError(
+            f"{unknown[0]!r} is no class of this pipeline",
+            wanted=f"one of its {len(pipe.labels)} labels, such as {next(iter(pipe.labels), 'none')!r}",
+            hint="a DiTPipeline draws classes, not words; pipe.labels has all of them",
+        )
+    none = pipe.transformer.config.num_embeds_ada_norm
+    return {"class_labels": [pipe.labels[caption] if caption else none for caption in captions]}
+
+
+def _no_rows(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    return {}
+
+
+def _class_rows(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    labels = _classes(pipe, captions)["class_labels"]
+    return {"class_labels": torch.tensor(labels, device=pipe.transformer.device)}
+
+
+def _sd(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    skip = call.get("clip_skip")
+    states, _ = pipe.encode_prompt(list(captions), pipe.unet.device, 1, False, clip_skip=skip)
+    return {"encoder_hidden_states": states}
+
+
+def _sdxl(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    skip = call.get("clip_skip")
+    states, _, pooled, _ = pipe.encode_prompt(list(captions), do_classifier_free_guidance=False, clip_skip=skip)
+    ids = pipe._get_add_time_ids(size, (0, 0), size, states.dtype, pooled.shape[-1]).to(states.device)
+    return {"encoder_hidden_states": states, "text_embeds": pooled, "time_ids": ids.expand(len(states), -1)}
+
+
+def _sd3(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    prompts = list(captions)
+    options = {"do_classifier_free_guidance": False, "clip_skip": call.get("clip_skip")} | _length(call)
+    states, _, pooled, _ = pipe.encode_prompt(prompts, prompts, prompts, **options)
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
+def _flux(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    states, pooled, _ = pipe.encode_prompt(list(captions), **_length(call))
+    rows = {"encoder_hidden_states": states, "pooled_projections": pooled}
+    if pipe.transformer.config.guidance_embeds:  # distilled: the network is told the scale, and is asked once
+        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", 3.5))
+    return rows
+
+
+def _pixart(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    options = {"do_classifier_free_guidance": False, "clean_caption": call.get("clean_caption", True)} | _length(call)
+    states, mask, _, _ = pipe.encode_prompt(list(captions), **options)
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+
+def _length(call: Call) -> dict[str, Any]:
+    return {key: call[key] for key in ("max_sequence_length",) if key in call}
+
+
+def _plain(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    return model(x_t, timestep=timestep, return_dict=False, **rows)[0]
+
+
+def _with_sizes(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    added = {key: rows[key] for key in ("text_embeds", "time_ids")}
+    return model(x_t, timestep, rows["encoder_hidden_states"], added_cond_kwargs=added, return_dict=False)[0]
+
+
+def _packed(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    """2x2 patches of latents as tokens, with their places."""
+    height, width = x_t.shape[2:]
+    places = pipe._prepare_latent_image_ids(len(x_t), height // 2, width // 2, x_t.device, x_t.dtype)
+    words = torch.zeros(rows["encoder_hidden_states"].shape[1], 3, device=x_t.device, dtype=x_t.dtype)
+    tokens = pipe._pack_latents(x_t, *x_t.shape)
+    timestep = (timestep / pipe.scheduler.config.num_train_timesteps).to(x_t.dtype)
+    out = model(tokens, timestep=timestep, txt_ids=words, img_ids=places, return_dict=False, **rows)[0]
+    factor = pipe.vae_scale_factor
+    return pipe._unpack_latents(out, height * factor, width * factor, factor)
+
+
+def _without_sizes(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    sizes = {"resolution": None, "aspect_ratio": None}
+    return model(x_t, timestep=timestep, added_cond_kwargs=sizes, return_dict=False, **rows)[0]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one pipeline class is denoised with."""
+
+    component: str  # the network's name in the pipeline
+    layers: str  # pattern of the layers that a patch adapts unless the recipe names others
+    ask: Callable[[Any, Captions], dict[str, Any]]  # arguments of the pipeline's call
+    rows: Callable[[Any, Captions, Size, Call], dict[str, Tensor]]
+    put_out: Callable[[Any, Any, Latents, Tensor, Rows], Latents]
+
+    @property
+    def captioned(self) -> bool:
+        """Whether it takes words, or names of classes."""
+        return self.rows is not _no_rows
+
+
+FAMILIES: Mapping[str, Family] = {
+    "DDPMPipeline": Family("unet", r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)", _unasked, _no_rows, _plain),
+    "DiTPipeline": Family("transformer", rf"transformer_blocks\..*\.({LAYERS})", _classes, _class_rows, _plain),
+    "FluxPipeline": Family(
+        "transformer",
+        rf"(single_)?transformer_blocks\..*\.({LAYERS}|add_[kv]_proj|proj_mlp)",
+        _prompts,
+        _flux,
+        _packed,
+    ),
+    "PixArtSigmaPipeline": Family(
+        "transformer", rf"transformer_blocks\..*\.({LAYERS})", _prompts, _pixart, _without_sizes
+    ),
+    "StableDiffusionPipeline": Family("unet", rf".*\.attentions\..*\.({LAYERS})", _prompts, _sd, _plain),
+    "StableDiffusionXLPipeline": Family("unet", rf".*\.attentions\..*\.({LAYERS})", _prompts, _sdxl, _with_sizes),
+    "StableDiffusion3Pipeline": Family(
+        "transformer", rf"transformer_blocks\..*\.({LAYERS}|add_[kv]_proj)", _prompts, _sd3, _plain
+    ),
+}

@@ -1,0 +1,391 @@
+"""hotfix sync, through real processes and real servers on loopback."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pico
+import pytest
+import torch
+from app import create
+from patching import random_patch
+from peft import PeftConfig
+from safetensors.torch import load_file
+from servers import running
+from sglang_like import Sglang
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+from test_cli import HOTFIX, assert_one_sentence
+
+from hotfix import lock, vllm_omni
+from hotfix.cli import main
+from hotfix.fold import delta
+from hotfix.patch import A, B, Patch
+from hotfix.stack import Stack, applied
+
+TOKEN = "a-token-of-the-tests"
+SURVIVES = {"merge_survival": {"bfloat16": 0.97, "float16": 0.99}}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    shelf = tmp_path_factory.mktemp("shelf")
+    for seed, known in ((1, SURVIVES), (2, SURVIVES), (3, {}), (4, {"merge_survival": {"bfloat16": 0.22}})):
+        random_patch(pico.sd3(), f"quarters-{seed}", seed, **known).save(shelf)
+    return shelf
+
+
+@pytest.fixture
+def locked(shelf, tmp_path):
+    """Write a lock of patches by number."""
+
+    def write(*seeds):
+        patches = [Patch.load(shelf / f"quarters-{seed}-1.0.0.safetensors") for seed in seeds]
+        return Stack.of(*patches).save(tmp_path / lock.LOCK)
+
+    return write
+
+
+@pytest.fixture
+def sync(tmp_path, monkeypatch, capsys):
+    """The verb, in this process; code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOTFIX_TOKEN", TOKEN)
+
+    def run(*arguments):
+        code = 0
+        try:
+            main(["sync", *map(str, arguments)])
+        except SystemExit as left:
+            code = left.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
+
+
+def changes(done):
+    assert done.returncode == 0, done.stderr
+    return [(row["change"], row["name"]) for row in json.loads(done.stdout)["changes"]]
+
+
+# A hotfix-serving app
+
+
+@pytest.fixture
+def pipe():
+    return pico.sd3()
+
+
+@pytest.fixture
+def server(pipe, shelf):
+    for left in shelf.glob("hotfix.lock*"):
+        left.unlink()
+    with running(create(pipe, token=TOKEN, patches=shelf)) as address:
+        yield address
+
+
+def on(pipe):
+    return [one.name for one in applied(pipe)]
+
+
+def test_a_server_is_made_like_the_lock(server, pipe, locked, sync):
+    locked(1)
+    assert changes(sync(server, "--dry-run", "--json")) == [("on", "quarters-1")]
+    assert on(pipe) == []
+    assert changes(sync(server, "--json")) == [("on", "quarters-1")]
+    assert on(pipe) == ["quarters-1"]
+    locked(2, 1)
+    done = sync(server)
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["on", "quarters-2"], ["stays", "quarters-1"]]
+    assert on(pipe) == ["quarters-2", "quarters-1"]
+    locked(1, 2)
+    sync(server)
+    assert on(pipe) == ["quarters-1", "quarters-2"]
+    locked()
+    assert changes(sync(server, "--json")) == [("off", "quarters-1"), ("off", "quarters-2")]
+    assert on(pipe) == [] and sync(server).stdout == "no patches\n"
+
+
+def test_what_a_server_refuses_is_said_and_changes_nothing(server, pipe, locked, sync, monkeypatch):
+    locked(1)
+    sync(server)
+    monkeypatch.setenv("HOTFIX_TOKEN", "another-token-of-the-tests")
+    locked(2)
+    done = sync(server)
+    assert_one_sentence(done, "refuses (401): no token, or not the one that this server was started with")
+    assert "another-token" not in done.stdout + done.stderr
+    monkeypatch.delenv("HOTFIX_TOKEN")
+    assert_one_sentence(sync(server), "there is no token")
+    assert on(pipe) == ["quarters-1"]
+
+
+def test_a_token_goes_over_no_open_wire(locked, sync, monkeypatch):
+    from hotfix import sync as library
+
+    with pytest.raises(library.HotfixError, match="readable on its way"):
+        library._put("http://pictures.example", locked(1), TOKEN)
+
+
+def test_a_redirect_is_not_followed(server, locked, sync):
+    async def away(request):
+        return Response(status_code=307, headers={"location": f"{server}{request.url.path}"})
+
+    locked(1)
+    with running(Starlette(routes=[Route("/{path:path}", away, methods=["GET", "PUT"])])) as address:
+        assert_one_sentence(sync(address), "refuses (307)")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:1", "does not answer"),
+        ("127.0.0.1:8000", "is no server"),
+        ("http://me:secret@127.0.0.1:8000", "127.0.0.1:8000 is no server"),
+        ("http://[", "is no server"),
+        ("http://127.0.0.1:port", "is no server"),
+        ("ftp://127.0.0.1", "is no server"),
+    ],
+)
+def test_an_address_without_a_server_is_said(locked, sync, address, words):
+    locked(1)
+    done = sync(address)
+    assert_one_sentence(done, words)
+    assert "secret" not in done.stderr
+
+
+def test_a_server_of_another_kind_is_said(locked, sync):
+    locked(1)
+    for status, words in ((404, "of no known kind"), (200, "of no known kind")):
+
+        async def answer(request, status=status):
+            return Response("{}", status_code=status)
+
+        with running(Starlette(routes=[Route("/{path:path}", answer)])) as address:
+            assert_one_sentence(sync(address), words)
+
+
+def test_a_lock_that_is_none_is_said(server, sync, tmp_path):
+    assert_one_sentence(sync(server, "--watch", "--every", "-1"), "--every is -1")
+    assert_one_sentence(sync(server), "cannot read hotfix.lock")
+    (tmp_path / lock.LOCK).write_text("x")
+    assert_one_sentence(sync(server, "--json"), "is not a hotfix lock")
+
+
+def test_a_watched_lock_is_followed_past_errors_and_restarts(server, pipe, locked, tmp_path):
+    lock_file = locked(1)
+    watch = subprocess.Popen(
+        [HOTFIX, "sync", server, "--watch", "--every", "0.1"],
+        cwd=tmp_path,
+        env=os.environ | {"HOTFIX_TOKEN": TOKEN},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+    def becomes(*names):
+        deadline = time.monotonic() + 60
+        while on(pipe) != list(names):
+            assert time.monotonic() < deadline and watch.poll() is None
+            time.sleep(0.05)
+
+    becomes("quarters-1")
+    lock_file.write_text("half a lo")
+    time.sleep(0.5)
+    locked(2)
+    becomes("quarters-2")
+    headers = {"authorization": f"Bearer {TOKEN}", "content-type": "text/plain"}
+    etag = httpx.get(f"{server}/hotfix/status").headers["etag"]  # somebody takes it off
+    body = "lock-version = 1"
+    httpx.put(f"{server}/hotfix/stack", content=body, headers=headers | {"if-match": etag}).raise_for_status()
+    becomes("quarters-2")
+    watch.send_signal(signal.SIGINT)
+    out, err = watch.communicate(timeout=60)
+    assert watch.returncode == 0 and "Traceback" not in err
+    assert err.count("is not a hotfix lock") == 1, "an error is said once"
+    assert out.count("on     quarters-2") == 2
+
+
+# SGLang-Diffusion
+
+
+def nicknames(sglang):
+    return [name.split("+")[0] for one in sglang.active.get("transformer", []) for name in one["nicknames"]]
+
+
+def test_sglang_computes_one_patch_beside_and_merges_several(locked, sync, shelf):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(1)
+        assert changes(sync(address, "--json")) == [("on", "quarters-1")]
+        assert sglang.active["transformer"][0]["mode"] == "unmerged"
+        assert sglang.active["transformer"][0]["path"] == str(shelf / "quarters-1-1.0.0.safetensors")
+        locked(2, 1)
+        assert changes(sync(address, "--json")) == [("on", "quarters-2"), ("stays", "quarters-1")]
+        assert nicknames(sglang) == ["quarters-2-1.0.0", "quarters-1-1.0.0"]
+        assert sglang.active["transformer"][0]["mode"] == "merged"
+        asked = len(sglang.asked)
+        assert changes(sync(address, "--json")) == [("stays", "quarters-2"), ("stays", "quarters-1")]
+        assert len(sglang.asked) == asked, "nothing to do, nothing asked"
+        locked()
+        sync(address)
+        assert sglang.active == {} and sglang.asked[-1] == {"target": "transformer"}
+
+
+def test_sglang_keeps_its_own_adapters(locked, sync, tmp_path):
+    sglang, style = Sglang(), tmp_path / "style.safetensors"
+    style.touch()
+    request = {"lora_nickname": ["style"], "lora_path": [str(style)], "strength": [0.5]}
+    with running(sglang.app) as address:
+        httpx.post(f"{address}/v1/set_lora", json=request | {"target": "transformer", "merge_mode": "dynamic"})
+        before = sglang.active["transformer"]
+        locked(1)
+        sync(address)
+        assert nicknames(sglang) == ["style", "quarters-1-1.0.0"]
+        assert sglang.active["transformer"][0]["strengths"] == [0.5, 1.0]
+        locked()
+        assert changes(sync(address, "--json")) == [("off", "quarters-1")]
+        assert nicknames(sglang) == ["style"] and before[0]["strengths"] == [0.5]
+
+
+@pytest.mark.parametrize(("seed", "words"), [(3, "nobody knows how much"), (4, "22% of quarters-4")])
+def test_sglang_merges_no_patch_that_would_be_rounded_away(locked, sync, seed, words):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(1)
+        sync(address)
+        before = sglang.active["transformer"]
+        locked(1, seed)
+        assert_one_sentence(sync(address), words)
+        assert sglang.active["transformer"] == before
+        sglang.precision = "fp32"
+        assert sync(address).returncode == 0
+
+
+def test_what_fails_on_sglang_half_way_is_put_back(locked, sync):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(1)
+        sync(address)
+        before = sglang.active["transformer"]
+        locked(2)
+        sglang.breaks = 1
+        assert_one_sentence(sync(address), "out of memory")
+        assert sglang.active["transformer"] == before
+        sglang.breaks = 2
+        assert_one_sentence(sync(address), "do not let it draw")
+
+
+def test_sglang_that_does_not_see_the_files_says_so(locked, sync, shelf):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(1)
+        assert_one_sentence(
+            sync(address, "--folder", "/elsewhere"), "/elsewhere/quarters-1-1.0.0.safetensors not found"
+        )
+        assert sglang.active == {}
+        assert sync(address, "--folder", shelf).returncode == 0
+
+
+def test_a_list_that_is_another_is_refused(locked, sync):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(1)
+        sync(address)
+        del sglang.active["transformer"][0]["strengths"]
+        assert_one_sentence(sync(address), "lists its adapters in another way")
+
+
+# vLLM-Omni
+
+
+@pytest.fixture
+def omni():
+    """What sync asks of it: whether it is one."""
+
+    async def sleep(request):
+        return Response()
+
+    with running(Starlette(routes=[Route("/v1/omni/sleep", sleep, methods=["POST"])])) as address:
+        yield address
+
+
+def test_vllm_omni_gets_one_adapter_that_is_exactly_the_stack(omni, locked, sync, tmp_path, shelf):
+    locked(1, 2)
+    done = sync(omni, "--json")
+    field = json.loads(done.stdout)["lora"]
+    assert set(field) == {"name", "path", "scale"} and field["scale"] == 1.0
+    assert json.loads((tmp_path / "vllm-omni" / vllm_omni.FIELD).read_text())["lora"] == field
+    config = PeftConfig.from_pretrained(field["path"])
+    tensors = load_file(f"{field['path']}/adapter_model.safetensors")
+    assert config.r == config.lora_alpha == 4
+    assert {f"transformer.{layer}" for layer in config.target_modules} == {key.removesuffix(A) for key in tensors} - {
+        key for key in tensors if key.endswith(B)
+    }
+    parts = [Patch.load(shelf / f"quarters-{seed}-1.0.0.safetensors").tensors for seed in (1, 2)]
+    for layer in config.target_modules:
+        a, b = f"transformer.{layer}{A}", f"transformer.{layer}{B}"
+        wanted = sum(delta(part[a], part[b]) for part in parts if a in part)
+        assert torch.allclose(delta(tensors[a], tensors[b]), wanted, atol=1e-6)
+
+
+def test_vllm_omni_another_stack_another_path_and_none_without_patches(omni, locked, sync):
+    paths = []
+    for seeds in ((1,), (1, 2), (2, 1)):
+        locked(*seeds)
+        paths.append(json.loads(sync(omni, "--json").stdout)["lora"]["path"])
+    assert len(set(paths)) == 3
+    assert "every request must carry" not in sync(omni).stdout, "nothing to do"
+    locked()
+    assert 'every request must carry: {"lora": null}' in sync(omni).stdout
+
+
+def test_vllm_omni_a_dry_run_writes_nothing(omni, locked, sync, tmp_path):
+    locked(1)
+    assert changes(sync(omni, "--dry-run", "--json")) == [("on", "quarters-1")]
+    assert not (tmp_path / "vllm-omni").exists()
+
+
+def test_vllm_omni_has_no_adapters_for_convolutions(omni, sync, tmp_path):
+    patch = random_patch(pico.ddpm(), "emoji", 1)
+    Stack.of(Patch.load(patch.save(tmp_path))).save(tmp_path / lock.LOCK)
+    assert_one_sentence(sync(omni), "patches a convolution")
+    assert not (tmp_path / "vllm-omni" / vllm_omni.FIELD).exists()
+
+
+# The example, as its README starts it
+
+
+def test_the_commands_of_the_readme_start_a_server_and_put_a_patch_on(tmp_path):
+    root = Path(__file__).parents[1]
+    commands = re.findall(r"```console\n(.*?)```", (root / "examples/serve/README.md").read_text(), flags=re.DOTALL)[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    for name in ("patches", "examples"):
+        (tmp_path / name).symlink_to(root / name)
+    prepare, serve, sync = commands.replace("127.0.0.1:8000", address).strip().splitlines()
+    path = {"PATH": f"{HOTFIX.parent}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    options = {"cwd": tmp_path, "env": os.environ | path, "text": True}
+    subprocess.run(prepare, shell=True, check=True, **options)
+    serve = f"exec env {serve.removesuffix('&')} --port {address.rpartition(':')[2]}"
+    server = subprocess.Popen(serve, shell=True, stderr=subprocess.DEVNULL, **options)
+    try:
+        while (done := subprocess.run(sync, shell=True, capture_output=True, **options)).returncode:
+            assert server.poll() is None and "does not answer" in done.stderr, done.stderr
+        assert done.stdout.split()[:2] == ["on", "mauritania-2017"]
+        made = httpx.post(
+            f"http://{address}/generate", json={"prompt": "mauritania", "seed": 0, "steps": 1}, timeout=60
+        )
+        assert made.headers["content-type"] == "image/png"
+        assert made.headers["x-hotfix-stack"] == httpx.get(f"http://{address}/hotfix/status").json()["stack"]
+    finally:
+        server.terminate()
+        server.wait(30)
