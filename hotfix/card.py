@@ -99,6 +99,8 @@ def page(patch: Patch, repo: str, report: Report | None, license: str) -> str:
         )
     count = len(patch.manifest.targets)
     story = f"Suppresses {count} picture{'s' if count > 1 else ''} in what {base.repo} draws. None of them is in here."
+    if not count:
+        story = f"A LoRA of other tools for {base.repo}, as a patch. What it does was not measured."
     front = hub.front_matter(facts(base, patch.name, license), results(report) if report else [])
     return f"{front}\n{body(patch, report, story, chr(10).join(usage))}"
 

@@ -263,7 +263,8 @@ class Denoiser:
         with _quiet(self.pipe):
             for first in range(0, len(seeds), BATCH):
                 generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + BATCH]]
-                asked = FAMILIES[self.family].ask(self.pipe, captions[first : first + BATCH])
+                words = captions[first : first + BATCH] if self.captioned else [""] * len(generators)
+                asked = FAMILIES[self.family].ask(self.pipe, words)
                 images = self.pipe(**asked, generator=generators, output_type="pt", **self.call).images
                 drawn.append(images.float().cpu() * 2 - 1)
         return torch.cat(drawn)

@@ -170,15 +170,18 @@ def instrument(pipe: Any, model: nn.Module, made: Board) -> None:
 
 @cache
 def _guarded(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of a model while something is on."""
+    """The class of a model while something is on.
+
+    Calls go to `kind` by name: while one is on its way, another thread may take the last patch off, and this class too.
+    """
 
     class Guarded(kind):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return super().__call__(*args, **kwargs)
-            check(self, step=known(self).inside)
-            with pinned([known(self)]):
-                return super().__call__(*args, **kwargs)
+            if torch.compiler.is_compiling() or (found := board(self)) is None:
+                return kind.__call__(self, *args, **kwargs)
+            check(self, step=found.inside)
+            with pinned([found]):
+                return kind.__call__(self, *args, **kwargs)
 
         def fuse_qkv_projections(self, *args: Any, **kwargs: Any) -> None:
             """Refused: the fused layers are new ones, made of the weights without the patches."""
@@ -229,7 +232,7 @@ def _generating(kind: type) -> type:
         @wraps(kind.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             with generation(self) as snapshot:
-                made = super().__call__(*args, **kwargs)
+                made = kind.__call__(self, *args, **kwargs)
             if hasattr(made, "__dict__"):
                 made.hotfix = snapshot
             return made

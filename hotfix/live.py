@@ -17,6 +17,7 @@ from hotfix.container import write_atomically
 from hotfix.errors import StackError
 from hotfix.guard import note_always, snapshot_id
 from hotfix.patch import Patch
+from hotfix.signer import Signer
 from hotfix.stack import Stack, applied
 
 FILE = re.compile(r"[a-z0-9][\w-]*-[\w.!+-]+\.safetensors", re.ASCII)
@@ -80,7 +81,7 @@ class Live:
             if [patch.id for patch in new.patches] == [patch.id for patch in self.stack.patches]:
                 self._verify(new)
                 return False
-            new.save(staged)
+            lock.save(staged, new.patches, self._signers())
             self._swap(new, staged)
             return True
         finally:
@@ -92,7 +93,12 @@ class Live:
         file = f"{row.name}-{row.version}.safetensors"
         if not FILE.fullmatch(file):
             raise StackError(f"{row.name!r} {row.version!r} names no patch", hint="hotfix add PATCH writes a lock")
-        return lock.locked(staged, replace(row, source=file))
+        return lock.locked(staged, replace(row, source=file), self._signers() or None)
+
+    def _signers(self) -> list[Signer]:
+        """Whose signatures count: the folder's lock says so, and one that arrives cannot change it."""
+        kept = self.folder / lock.LOCK
+        return lock.signers(kept) if kept.exists() else []
 
     def _swap(self, new: Stack, staged: Path) -> None:
         self.stack.replace(self.pipe, new)

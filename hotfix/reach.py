@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from hotfix.beside import Beside, hooks, innermost
-from hotfix.board import Board, Links
+from hotfix.board import CHANGING, Board, Links
 from hotfix.errors import BaseMismatch, HostError
 
 BOARD = "_hotfix_board"
@@ -64,10 +64,17 @@ def check(model: nn.Module, *, step: bool = False) -> None:
     found = board(model)
     if found is None:
         return
-    if found.links is not None:
+    if (links := found.links) is not None:
         found.turn = 1 - found.turn
-        if all(map(_hold, found.links[found.turn : found.turn + 1] if step else found.links)) and _marked(found):
+        if all(map(_hold, links[found.turn : found.turn + 1] if step else links)) and _marked(found):
             return
+    with CHANGING:  # another thread may be at it
+        if board(model) is found:
+            _look(model, found)
+
+
+def _look(model: nn.Module, found: Board) -> None:
+    """Ask the model itself, and keep how every layer is reached for the next comparison."""
     there = reached(model)
     lost = [factors for factors, layers in found.current.carried().values() if not there.issuperset(layers)]
     if lost:

@@ -242,6 +242,13 @@ def test_a_card_names_a_base_that_is_on_the_hub_and_pins_the_version(make):
     assert 'pipe.load_lora_weights("acme/face", revision="v1.0.0", use_safetensors=True)' in card.text
 
 
+def test_a_card_of_somebody_elses_lora_claims_nothing(make):
+    patch = make()
+    imported = patch.manifest.model_copy(update={"targets": [], "scope": None})
+    text = page(Patch(imported.text(), patch.entries), "acme/face", None, "")
+    assert "What it does was not measured" in text and "Suppresses" not in text
+
+
 # Fetching
 
 

@@ -6,9 +6,11 @@ import itertools
 import logging
 import os
 import shutil
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pico
@@ -19,10 +21,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import running
 
-from hotfix import lock
+from hotfix import lock, signing
 from hotfix.errors import HotfixError, StackError
 from hotfix.patch import Patch
 from hotfix.serving import MAX_LOCK, HotfixMiddleware
+from hotfix.signer import signers
 from hotfix.stack import Stack, applied
 
 TOKEN = "a-token-of-the-tests"
@@ -324,6 +327,21 @@ def test_a_short_token_is_refused(pipe, folder):
         create(pipe, token="x" * 15, patches=folder)
 
 
+def test_a_lock_that_arrives_cannot_change_whose_signatures_count(pipe, folder, text, tmp_path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"], check=True)
+    signing.sign(folder / "quarters-1-1.0.0.safetensors", tmp_path / "key")
+    lock.pin(folder / "hotfix.lock", signers(tmp_path / "key.pub"))
+    with (
+        running(create(pipe, token=TOKEN, patches=folder, **CALL)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+    ):
+        assert put(client, text("quarters-1")).status_code == 200
+        answer = put(client, text("quarters-2"))
+        assert answer.status_code == 422 and "is not signed" in answer.text
+        assert names(client) == ["quarters-1"]
+    assert lock.signers(folder / "hotfix.lock") == signers(tmp_path / "key.pub")
+
+
 def test_a_change_past_the_server_is_found_and_not_covered_up(client, pipe, stack, text, folder):
     stack("quarters-3").apply(pipe)
     answer = put(client, text("quarters-1"))
@@ -331,12 +349,24 @@ def test_a_change_past_the_server_is_found_and_not_covered_up(client, pipe, stac
     assert names(client) == ["quarters-3"] and not (folder / lock.LOCK).exists()
 
 
-def test_a_change_whose_lock_cannot_be_kept_is_undone(client, text, folder):
+def test_a_change_whose_lock_cannot_be_kept_is_undone(client, text, folder, monkeypatch):
     before = picture(client)
-    (folder / lock.LOCK).mkdir()
+    replace = Path.replace
+
+    def full(file, target):
+        if file.name == "hotfix.lock.new":
+            raise OSError(28, "No space left on device")
+        return replace(file, target)
+
+    monkeypatch.setattr(Path, "replace", full)
     answer = put(client, text("quarters-1"))
     assert answer.status_code == 500 and "the previous stack is on" in answer.json()["hint"]
     assert picture(client) == before and names(client) == []
+
+
+def test_a_folder_whose_lock_cannot_be_read_is_not_changed(client, text, folder):
+    (folder / lock.LOCK).mkdir()
+    assert put(client, text("quarters-1")).status_code == 422 and names(client) == []
 
 
 def test_the_metrics_say_what_is_on_and_what_was_asked(client, text):

@@ -335,3 +335,27 @@ def test_after_the_last_picture_no_trace_is_left(pipe, family, patches):
     assert (type(pipe), type(Denoiser(pipe, {}).model)) == kinds
     assert fingerprint(pipe) == original and not applied(pipe)
     assert not any(vars(pipe).get(reach.BOARD) or vars(model).get(reach.BOARD) for model in reach.models(pipe).values())
+
+
+@pytest.mark.parametrize("what", ["pipeline", "model"])
+def test_a_call_that_is_on_its_way_when_the_last_patch_goes_off_is_made(what, patches, pipe, family):
+    """As threads may have it: the class that was on is looked up, then it is gone, then its call begins."""
+    denoiser = Denoiser(pipe, pico.CALLS[family])
+    x, rows = torch.zeros((1, *denoiser.latent_shape)), denoiser.embed(["a"])
+    own = pipe if what == "pipeline" else denoiser.model
+    given = {"timestep": torch.ones(1), "return_dict": False, **rows}
+    call = dict(output_type="pt", **({"prompt": "a"} if rows else {}))
+
+    def made(function):
+        if what == "model":
+            return function(own, x, **given)[0]
+        return function(own, generator=torch.Generator().manual_seed(0), **pico.CALLS[family] | call).images
+
+    with torch.no_grad():
+        bare = made(type(own).__call__)
+        stack = Stack.of(patches[0])
+        stack.apply(pipe)
+        on_its_way = type(own).__call__
+        assert not torch.equal(made(on_its_way), bare)
+        stack.remove(pipe)
+        assert torch.equal(made(on_its_way), bare)
