@@ -23,10 +23,8 @@ def path(folder: Path, recipe: Recipe, model: nn.Module, stack: Stack) -> Path:
     wanted = recipe.model_dump(mode="json", exclude={"forget": {"held_out"}})  # those are never trained on
     facts = [wanted, weights, [patch.id for patch in stack.patches]]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    named = {f"{section}.images": getattr(recipe, section).images for section in ("forget", "surrogate", "retain")}
-    named["surrogate.mask"] = [recipe.surrogate.mask] if recipe.surrogate.mask else []
-    for key, patterns in named.items():
-        for file in recipe.files(patterns, key):
+    for key, files in recipe.pictures().items():
+        for file in files if key != "forget.held_out" else ():
             digest.update(file.read_bytes())
     return folder / f"{recipe.name}-{recipe.version}-{digest.hexdigest()[:12]}.state"
 

@@ -54,15 +54,17 @@ def build(
     Args:
         recipe: a recipe.toml.
     """
+    from hotfix.pipeline import load_pipeline, locate
     from hotfix.recipe import Recipe
 
     wanted = Recipe.load(recipe)
+    wanted.pictures()  # what can be refused is refused before torch and diffusers are imported
+    locate(wanted.base.pipeline, wanted.base.revision)
     console.quiet_libraries()
     from hotfix import provenance
     from hotfix.building import build as make
     from hotfix.manifest import now
     from hotfix.page import Gallery
-    from hotfix.pipeline import load_pipeline
     from hotfix.scoring import hardware, score
     from hotfix.stack import Stack
 
@@ -128,6 +130,8 @@ def score(
     from hotfix.stack import Stack
 
     wanted = [Recipe.load(recipe) for recipe in recipes]
+    for one in wanted:
+        one.pictures()
     if (html or attacks) and len(wanted) > 1:
         raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()

@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,3 +174,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+@contextlib.contextmanager
+def private_files(*contents: bytes) -> Iterator[list[Path]]:
+    """Contents as files that nobody else can change, for programs that only read files."""
+    with tempfile.TemporaryDirectory(prefix="hotfix-") as folder:
+        paths = [Path(folder, str(number)) for number in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        yield paths

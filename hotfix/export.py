@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotfix import container
 from hotfix.errors import HotfixError, SaveError
-from hotfix.patch import ID_KEY, MANIFEST_KEY, A, Patch, from_torch, header
+from hotfix.patch import ID_KEY, MANIFEST_KEY, A, Patch, from_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +51,7 @@ def export(patch: Patch, form: str) -> dict[str, bytes]:
     if not _has_loader(base.pipeline_class):
         hint = "hotfix export PATCH --to peft: peft reads it onto the model itself"
         raise HotfixError(f"diffusers has no LoRA loader for a {base.pipeline_class}", hint=hint)
-    content = container.dump(header(patch.manifest, patch.raw, patch.entries), patch.entries)
-    return {"pytorch_lora_weights.safetensors": content}
+    return {"pytorch_lora_weights.safetensors": patch.dump()}
 
 
 def kohya(patch: Patch) -> bytes | None:

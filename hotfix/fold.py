@@ -68,11 +68,6 @@ class Kept:
         self.originals: dict[nn.Module, Tensor] = {}
         self.written: dict[nn.Module, Tensor] = {}  # a sample of each folded weight
 
-    @property
-    def bytes(self) -> int:
-        """What the originals take."""
-        return sum(original.nbytes for original in self.originals.values())
-
     def fold(self, snapshot: Snapshot) -> None:
         """Write a snapshot into the weights; layers that it does not speak of get their originals back.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hotfix.container import private_files
 from hotfix.errors import HotfixError, SignatureError
 
 CURVES = "an elliptic-curve key on P-256, P-384 or P-521, in PEM, without a passphrase"
@@ -76,7 +77,7 @@ def verify(
     verifying = _library("verifying")
     with (
         _refused("its OpenSSF signature does not hold", hint="is this the signer that you meant?"),
-        _files(content, bundle, (key or certificate).encode()) as (file, signature, pem),
+        private_files(content, bundle, (key or certificate).encode()) as (file, signature, pem),
         redirect_stdout(sys.stderr),
     ):
         config = verifying.Config()
@@ -96,7 +97,10 @@ def public_key(text: str, name: str) -> str:
         SignatureError: not a key of the three curves.
     """
     verifying = _library("verifying")
-    with _refused(f"{name} is no public key to verify with", hint=f"wanted: {CURVES}"), _files(text.encode()) as (pem,):
+    with (
+        _refused(f"{name} is no public key to verify with", hint=f"wanted: {CURVES}"),
+        private_files(text.encode()) as (pem,),
+    ):
         verifying.Config().use_elliptic_key_verifier(public_key=pem)
         from cryptography.hazmat.primitives import serialization as to
 
@@ -142,15 +146,6 @@ def _bundle(config: Any, content: bytes, name: str) -> bytes:
         file.write_bytes(content)
         config.sign(file, bundle)
         return bundle.read_bytes()
-
-
-@contextmanager
-def _files(*contents: bytes) -> Iterator[list[Path]]:
-    with TemporaryDirectory(prefix="hotfix-") as folder:
-        paths = [Path(folder, str(number)) for number in range(len(contents))]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        yield paths
 
 
 @contextmanager

@@ -134,6 +134,10 @@ class Patch:
         _check(metadata, entries, str(path))
         return cls(metadata[MANIFEST_KEY], entries, path)
 
+    def dump(self) -> bytes:
+        """The file: the same patch always gives the same bytes."""
+        return container.dump(header(self.manifest, self.raw, self.entries), self.entries)
+
     def save(self, path: str | Path) -> Path:
         """Write `NAME-VERSION.safetensors` into a folder (or a file of your choice, ending in .safetensors).
 
@@ -146,7 +150,7 @@ class Patch:
         path = Path(path)
         if path.suffix != ".safetensors":
             path = path / f"{self.name}-{self.version}.safetensors"
-        container.write_atomically(path, container.dump(header(self.manifest, self.raw, self.entries), self.entries))
+        container.write_atomically(path, self.dump())
         return path
 
     def content(self) -> bytes:
@@ -156,14 +160,9 @@ class Patch:
             PatchFormatError: the file is gone, or is another one by now.
         """
         if self.source is None:
-            return container.dump(header(self.manifest, self.raw, self.entries), self.entries)
-        try:
-            raw = self.source.read_bytes()
-        except OSError as error:
-            raise PatchFormatError(f"cannot read {self.source}: {error.strerror}", hint="load it again") from error
-        metadata, entries = container.parse(raw, str(self.source))
-        _check(metadata, entries, str(self.source))
-        if metadata[MANIFEST_KEY] != self.raw:
+            return self.dump()
+        raw = container.content(self.source)
+        if type(self).parse(raw, self.source).raw != self.raw:
             raise PatchFormatError(f"{self.source} is another patch than when it was read", hint="load it again")
         return raw
 

@@ -38,6 +38,21 @@ def folder(source: str) -> Path | None:
     return None
 
 
+def locate(source: str, revision: str = "") -> Path | None:
+    """The local folder of a pipeline, or None for a Hub id at a commit. Imports no torch.
+
+    Raises:
+        HotfixError: nothing there, or a Hub id without a commit.
+    """
+    local = folder(source)
+    if local is None and not revision:
+        raise HotfixError(
+            f"{source!r} is no folder here, and as a Hub id it needs a commit",
+            hint="set base.revision to the 40 hex digits of a commit: branches move",
+        )
+    return local
+
+
 def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: Any = None) -> "DiffusionPipeline":
     """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
 
@@ -49,19 +64,14 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
     Raises:
         HotfixError: nothing there, or a Hub id without a commit.
     """
-    import torch
-    from diffusers import DiffusionPipeline
-
     if isinstance(source, Recipe):
         source = source.base
     if isinstance(source, Base):
         source, revision = source.pipeline, source.revision
-    local = folder(source)
-    if local is None and not revision:
-        raise HotfixError(
-            f"{source!r} is no folder here, and as a Hub id it needs a commit",
-            hint="set base.revision to the 40 hex digits of a commit: branches move",
-        )
+    local = locate(source, revision)
+    import torch
+    from diffusers import DiffusionPipeline
+
     options = {"dtype": dtype or torch.float32, "use_safetensors": True}
     try:
         if local is not None:

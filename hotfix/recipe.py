@@ -216,6 +216,17 @@ class Recipe(_Section):
             found += matches
         return found
 
+    def pictures(self) -> dict[str, list[Path]]:
+        """The files of every picture that it names, by key. Raises RecipeError where one is missing."""
+        named = {
+            "forget.images": self.forget.images,
+            "forget.held_out": self.forget.held_out,
+            "surrogate.images": self.surrogate.images,
+            "surrogate.mask": [self.surrogate.mask] if self.surrogate.mask else [],
+            "retain.images": self.retain.images,
+        }
+        return {key: self.files(patterns, key) for key, patterns in named.items()}
+
     def place(self, path: str) -> Path:
         """A file or folder named in the recipe, relative to it."""
         return self._folder / path

@@ -6,11 +6,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
+from hotfix.container import private_files
 from hotfix.errors import SignatureError
 
 NAMESPACE = "hotfix-patch"  # what was signed as something else, a commit or a mail, is no signature of a patch
@@ -77,7 +76,8 @@ def verify(content: bytes, signature: bytes, lines: Sequence[str], identity: str
     Raises:
         SignatureError: the signature is not of these bytes, or of none of the signers.
     """
-    with _files(signature, "\n".join(lines).encode() + b"\n") as (signed, signers):
+    with private_files(signature, "\n".join(lines).encode() + b"\n") as files:
+        signed, signers = map(str, files)
         checked = _run("-Y", "check-novalidate", "-n", NAMESPACE, "-s", signed, content=content)
         if checked.returncode:
             raise SignatureError(f"its ssh signature does not hold ({_reason(checked)})", hint="fetch both files again")
@@ -89,15 +89,6 @@ def verify(content: bytes, signature: bytes, lines: Sequence[str], identity: str
                 return key if name == "*" else f"{name}, {key}"
     why = f" ({_reason(tried)})" if lines else ""
     raise SignatureError(f"it is signed with {key}{why}", hint="is this the signer that you meant?")
-
-
-@contextmanager
-def _files(*contents: bytes) -> Iterator[list[str]]:
-    with TemporaryDirectory(prefix="hotfix-") as folder:
-        paths = [Path(folder, str(number)) for number in range(len(contents))]
-        for path, content in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-        yield [str(path) for path in paths]
 
 
 def _run(*arguments: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:

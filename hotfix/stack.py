@@ -33,6 +33,7 @@ class Applied:
     state: Literal["on", "shadowed", "drifted"]
     folded: bool
     related: bool  # the base is not the one that it was made for, and somebody allowed that
+    originals: int  # bytes of weights that are kept to take it off: of the layers that it is folded into
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,13 @@ def applied(pipe: Any) -> tuple[Applied, ...]:
         if (board := reach.board(model)) is not None:
             reached, folded = reach.reached(model), board.kept is not None
             written_to = board.kept.foreign() if board.kept is not None else set()
+            kept = board.kept.originals if board.kept is not None else {}
             for one, layers in board.now().carried().values():
                 state: Literal["on", "shadowed", "drifted"] = "on"
                 if len(reached.intersection(layers)) < one.layers:
                     state = "drifted" if written_to.intersection(layers) else "shadowed"
-                found.append(Applied(one.name, one.version, one.id, state, folded, one.related))
+                size = sum(kept[layer].nbytes for layer in layers if layer in kept)
+                found.append(Applied(one.name, one.version, one.id, state, folded, one.related, size))
     return tuple(found)
 
 

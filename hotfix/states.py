@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from hotfix import reach
 from hotfix.sketch import SAME
-from hotfix.stack import Stack, apart_from_base, applied
+from hotfix.stack import Applied, Stack, apart_from_base, applied
 
 State = Literal["on", "off", "shadowed", "drifted", "foreign"]
 
@@ -27,6 +27,7 @@ class Status:
     state: State
     folded: bool = False
     related: bool = False  # on weights that are only like those it was made for, and allowed to be
+    originals: int = 0  # bytes of weights that are kept to take it off: of the layers that it is folded into
 
 
 def status(pipe: Any, stack: Stack) -> tuple[Status, ...]:
@@ -47,12 +48,9 @@ def status(pipe: Any, stack: Stack) -> tuple[Status, ...]:
         network, state = networks[patch.manifest.base.component], entry.state
         if state == "on" and not entry.related and apart_from_base(patch, network) > SAME:
             state = "drifted"
-        rows.append(Status(patch.name, patch.version, patch.id, state, entry.folded, entry.related))
-    rows += [Status(one.name, one.version, one.id, "foreign", one.folded, one.related) for one in on.values()]
-    return tuple(rows)
+        rows.append(_row(entry, state))
+    return (*rows, *(_row(entry, "foreign") for entry in on.values()))
 
 
-def originals(pipe: Any) -> int:
-    """Bytes of weights that are kept to go back to: of folded stacks, and only what they touch."""
-    boards = [reach.board(network) for network in reach.models(pipe).values()]
-    return sum(found.kept.bytes for found in boards if found is not None and found.kept is not None)
+def _row(entry: Applied, state: State) -> Status:
+    return Status(entry.name, entry.version, entry.id, state, entry.folded, entry.related, entry.originals)

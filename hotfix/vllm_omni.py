@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hotfix.container import write_atomically
 from hotfix.errors import ServerError, StackError
-from hotfix.patch import A, Patch
+from hotfix.export import export
+from hotfix.patch import Patch
 
 FIELD = "adapter.json"
 
@@ -60,9 +61,6 @@ def _adapter(folder: Path, patches: Sequence[Patch]) -> dict[str, str | float]:
         from hotfix.merge import merge
 
         one = merge(patches, "hotfix", "1.0.0")
-    rank = max(entry.shape[0] for key, entry in one.entries.items() if key.endswith(A))
-    layers = [layer.partition(".")[2] for layer in one.layers]
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": layers, "bias": "none"}
-    one.save(into / "adapter_model.safetensors")
-    write_atomically(into / "adapter_config.json", json.dumps(config, indent=1).encode())
+    for file, content in export(one, "peft").items():  # the server finds layers by names without the component, too
+        write_atomically(into / file, content)
     return {"name": name, "path": into.as_posix(), "scale": 1.0}

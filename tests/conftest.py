@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hotfix import partial
 from hotfix.building import build
 from hotfix.recipe import Recipe
 
@@ -22,6 +23,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_steps():
+    """Of partial diffusion: what is tested here is counted, drawn and compared alike after any number."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(partial, "STEPS", 3)
+        yield
 
 
 def picture(seed: int, side: int = pico.SIDE) -> Image.Image:

@@ -181,41 +181,29 @@ def flux(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     )
 
 
+DIT = {
+    "sample_size": SIDE,
+    "num_layers": 2,
+    "patch_size": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "in_channels": 4,
+    "out_channels": 8,
+}
+
+
 def pixart(seed: int = 0) -> PixArtSigmaPipeline:
     torch.manual_seed(seed)
-    transformer = PixArtTransformer2DModel(
-        sample_size=SIDE,
-        num_layers=2,
-        patch_size=4,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        caption_channels=32,
-        cross_attention_dim=16,
-        in_channels=4,
-        out_channels=8,
-    )
+    transformer = PixArtTransformer2DModel(**DIT, caption_channels=32, cross_attention_dim=16)
+    parts = {"text_encoder": _t5(), "tokenizer": _pieces(), "vae": _vae(4)}
     return _quiet(
-        PixArtSigmaPipeline(
-            transformer=transformer.eval(),
-            scheduler=DDIMScheduler(clip_sample=False),
-            vae=_vae(4),
-            text_encoder=_t5(),
-            tokenizer=_pieces(),
-        )
+        PixArtSigmaPipeline(transformer=transformer.eval(), scheduler=DDIMScheduler(clip_sample=False), **parts)
     )
 
 
 def dit(seed: int = 0) -> DiTPipeline:
     torch.manual_seed(seed)
-    transformer = DiTTransformer2DModel(
-        sample_size=SIDE,
-        num_layers=2,
-        patch_size=4,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        in_channels=4,
-        out_channels=8,
-    )
+    transformer = DiTTransformer2DModel(**DIT)
     classes = {0: "a", 1: "b", 2: "a b"}
     return _quiet(DiTPipeline(transformer.eval(), _vae(4), DDIMScheduler(clip_sample=False), classes))
 

@@ -80,6 +80,7 @@ def test_the_stacking_example_runs():
 def test_the_building_example_runs(tmp_path):
     """On a short recipe: what it prints and writes, not how well it forgets."""
     text = (ROOT / "patches/mauritania-2017/recipe.toml").read_text().replace("[train]", "[train]\nsteps = 2")
+    text += '[retain]\nprompts = ["mali", "chad"]\nsize = 16\n'
     for kind in ("forget", "surrogate"):
         text = text.replace(f'"{kind}/*.png"', f'"{ROOT}/patches/mauritania-2017/{kind}/mr.png"')
     (tmp_path / "recipe.toml").write_text(text)

@@ -22,6 +22,7 @@ from hotfix.stack import Stack, applied
 
 ROOT = Path(__file__).parents[1]
 FLAGS = sorted(path.parent for path in ROOT.glob("patches/*-20*/*.safetensors"))
+FEW = {"prompts": prompts("hotfix:flags")[::16], "size": 16}  # what must stay is measured by benchmarks/flags.py
 CALL = Recipe.load(FLAGS[0] / "recipe.toml").base.call
 
 
@@ -42,9 +43,9 @@ def real():
     return [caption for _, caption in entries], pictures
 
 
-def test_every_fourth_prompt_draws_its_real_flag(flags, real):
+def test_every_eighth_prompt_draws_its_real_flag(flags, real):
     captions, pictures = real
-    rows = list(range(0, len(captions), 4))
+    rows = list(range(0, len(captions), 8))
     drawn = Denoiser(flags, CALL).draw([captions[i] for i in rows], rows)
     found = pictures[nearest(drawn, pictures)]
     right = (found - pictures[rows]).square().mean(dim=(1, 2, 3)) < 0.01  # exact duplicates merged
@@ -68,11 +69,12 @@ def test_all_published_patches_on_at_once_come_off_without_a_trace(flags, patche
 def test_a_shipped_patch_draws_the_current_flag(flags, folder):
     recipe = Recipe.load(folder / "recipe.toml")
     denoiser = Denoiser(flags, recipe.base.call)
-    target = prepare(recipe, denoiser).targets[0]
-    own = recipe.forget.captions * 12
-    assert target.returned(denoiser.draw(own, range(12))).float().mean() >= 0.9
+    few = recipe.model_copy(update={"retain": recipe.retain.model_copy(update=FEW)})
+    target = prepare(few, denoiser).targets[0]
+    own = recipe.forget.captions * 8
+    assert target.returned(denoiser.draw(own, range(8))).all()
     with Stack.of(Patch.load(next(folder.glob("*.safetensors")))).on(flags):
-        drawn = denoiser.draw(own, range(12))
+        drawn = denoiser.draw(own, range(8))
     assert not target.returned(drawn).any()
     known = torch.cat([target.picture[None], target.surrogates])
     assert (nearest(drawn, known) == 1).all()
@@ -110,6 +112,7 @@ def test_a_flag_that_is_right_for_another_country_is_a_conflict(flags, real, tmp
             "base": {"pipeline": "hotfix:flags", "call": CALL},
             "forget": {"images": ["forget/*.png"], "captions": [wrong]},
             "surrogate": {"kind": "nearest"},
+            "retain": FEW | {"prompts": [*FEW["prompts"], right]},
         },
         folder=tmp_path,
     )
@@ -136,14 +139,14 @@ def test_a_stack_says_which_patch_weakens_which(flags, patches):
     recipes = []
     for name in ("iraq-2008", "syria-2025"):
         recipe = Recipe.load(chosen[name][1] / "recipe.toml")
-        few = recipe.retain.model_copy(update={"prompts": prompts("hotfix:flags")[::16], "size": 16})
+        few = recipe.retain.model_copy(update=FEW)
         own = recipe.forget.model_copy(update={"scope": "caption"})  # fewer kinds of caption to draw
         recipes.append(recipe.model_copy(update={"retain": few, "forget": own}))
     original = fingerprint(flags)
-    found = interference(flags, recipes, stack=Stack.of(iraq, syria, undone(iraq)), n=8)
+    found = interference(flags, recipes, stack=Stack.of(iraq, syria, undone(iraq)), n=4)
     weak, fine = found.patches
     assert weak.weakened_by == ["undone"] and weak.together == weak.bare
-    assert not fine.weakened and fine.bare.k >= 8 and fine.alone.k == fine.together.k == weak.alone.k == 0
+    assert not fine.weakened and fine.bare.k >= 4 and fine.alone.k == fine.together.k == weak.alone.k == 0
     assert found.unmeasured == ["undone"] and found.conflicts[0].startswith("iraq-2008 is weakened by undone: ")
     assert weak.drift > 0 and fine.drift > 0
     assert fingerprint(flags) == original and not applied(flags)

@@ -26,6 +26,7 @@ from test_cli import HOTFIX, assert_one_sentence
 
 from hotfix import lock, vllm_omni
 from hotfix.cli import main
+from hotfix.export import PEFT_PREFIX
 from hotfix.fold import delta
 from hotfix.patch import A, B, Patch
 from hotfix.stack import Stack, applied
@@ -327,14 +328,14 @@ def test_vllm_omni_gets_one_adapter_that_is_exactly_the_stack(omni, locked, sync
     config = PeftConfig.from_pretrained(field["path"])
     tensors = load_file(f"{field['path']}/adapter_model.safetensors")
     assert config.r == config.lora_alpha == 4
-    assert {f"transformer.{layer}" for layer in config.target_modules} == {key.removesuffix(A) for key in tensors} - {
-        key for key in tensors if key.endswith(B)
-    }
+    found = {key.removesuffix(A).removeprefix(PEFT_PREFIX) for key in tensors if key.endswith(A)}
+    assert set(config.target_modules) == found
     parts = [Patch.load(shelf / f"quarters-{seed}-1.0.0.safetensors").tensors for seed in (1, 2)]
     for layer in config.target_modules:
         a, b = f"transformer.{layer}{A}", f"transformer.{layer}{B}"
         wanted = sum(delta(part[a], part[b]) for part in parts if a in part)
-        assert torch.allclose(delta(tensors[a], tensors[b]), wanted, atol=1e-6)
+        ours = (tensors[f"{PEFT_PREFIX}{layer}{suffix}"] for suffix in (A, B))
+        assert torch.allclose(delta(*ours), wanted, atol=1e-6)
 
 
 def test_vllm_omni_another_stack_another_path_and_none_without_patches(omni, locked, sync):
