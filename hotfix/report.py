@@ -22,7 +22,7 @@ HONEST = (
     "Other pictures of the same subject were not tested unless they are listed.",
 )
 # What nobody runs here, and what is not run unless asked for.
-NEVER_RUN = ("adversarial prompts (UnlearnDiffAtk, P4D, Ring-A-Bell)", "other adapters and quantisation")
+NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
 
 
 class _Part(BaseModel):
