@@ -9,7 +9,7 @@ from cyclopts import App
 
 from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
-from hotfix.options import Json, Out, Parameter, pipeline_of
+from hotfix.options import Json, Out, Parameter, ShowForget, pipeline_of
 
 app = App(
     name="hotfix",
@@ -45,7 +45,8 @@ def build(
     out: Out = Path("dist"),
     stack: Annotated[Path | None, Parameter(help="A lock: build on top of these patches, and require them.")] = None,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
-    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
+    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures.")] = False,
+    show_forget: ShowForget = False,
 ) -> None:
     """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
 
@@ -79,7 +80,7 @@ def build(
     console.say(f"how it came to be: {provenance.save(made, path)}")
     if not n:
         return
-    gallery = Gallery() if html else None
+    gallery = Gallery(show_forget) if html else None
     report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     if html:
@@ -114,7 +115,8 @@ def score(
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
     attacks: Annotated[str, Parameter(help="Also try to get the target back: all, or names with commas.")] = "",
     json: Json = False,
-    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures.")] = None,
+    show_forget: ShowForget = False,
 ) -> None:
     """Measure return rates and drift, before and after. Exits with 3 over budget.
 
@@ -149,7 +151,7 @@ def score(
         from hotfix.page import Gallery
         from hotfix.scoring import score as measure
 
-        gallery = Gallery() if html else None
+        gallery = Gallery(show_forget) if html else None
         ways = [name for name in attacks.split(",") if name]
         report = measure(
             pipe, wanted[0], stack=patches, seed=seed, n=n, attacks=ways, gallery=gallery, stage=console.say

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
 Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
+ShowForget = Annotated[
+    bool, Parameter(name="--show-forget", negative=(), help="On the page, show targets as they are, not as a mosaic.")
+]
 Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
 
 

@@ -201,7 +201,7 @@ class Report(_Part):
 
         Args:
             path: an .html file.
-            gallery: before/after pictures; they show what was to be forgotten, so they are only there if you ask.
+            gallery: before/after pictures, only if you ask; `Gallery(show_forget=True)` shows targets as they are.
         """
         from hotfix import page  # numbers alone need no torch
 

@@ -4,6 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -91,10 +92,11 @@ def score(
             if ATTACKS[name].fits(denoiser):
                 stage(f"attack: {name}")
                 tries.append(tried(denoiser, stack, case, name, max(1, n // ATTACK_SHARE), seed + ATTACK))
+    public = recipe.public()["base"]
     return Report(
         recipe=f"{recipe.name} {recipe.version}",
         patches=[PatchRef(name=p.name, version=p.version, id=p.id) for p in stack.patches],
-        pipeline=recipe.public()["base"]["pipeline"],
+        pipeline="@".join(filter(None, (public["pipeline"], public["revision"]))),
         seed=seed,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=f"hotfix {version('diffusion-hotfix')}, torch {torch.__version__}",
@@ -149,8 +151,13 @@ def _drawn(
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
-        gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
+        gallery.add(f"{kind} caption", before[:10], after[:10], partial(_alike, case))
     return before, after
+
+
+def _alike(case: Case, drawn: Pictures) -> Tensor:
+    """Which pictures look more like a target than strangers do, (B,) bool."""
+    return torch.stack([target.similarity(drawn) >= target.null for target in case.targets]).any(dim=0)
 
 
 def _replay(case: Case, kind: str, before: Pictures, after: Pictures) -> Replay:
@@ -230,7 +237,7 @@ def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Ga
     before, after = before[kept], after[kept]
     captions = [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
     if gallery is not None:
-        gallery.rows.append(("what must stay", before[:20], after[:20]))
+        gallery.add("what must stay", before[:20], after[:20], partial(_alike, case))
     unit_before, unit_after = (before + 1) / 2, (after + 1) / 2
     rates: list[Rate | None] = [None, None]
     if denoiser.captioned:

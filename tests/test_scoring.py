@@ -70,6 +70,20 @@ def test_report_and_page_hold_pictures_only_when_asked(recipe, pipe, patches, tm
     assert all(words in bare.replace("&#39;", "'") for words in report.words)
 
 
+def test_what_looks_like_the_target_is_a_mosaic_unless_asked():
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = []
+    for show in (False, True):
+        gallery = Gallery(show)
+        gallery.add("own caption", pictures, pictures, lambda drawn: torch.tensor([False, True, False]))
+        found.append(gallery.rows[0][1])
+    hidden, shown = found
+    assert torch.equal(shown, pictures) and torch.equal(hidden[::2], pictures[::2])
+    assert (
+        len(hidden[1].flatten(1).T.unique(dim=0)) == 16 and not torch.isclose(hidden[1], pictures[1]).all(dim=0).any()
+    )
+
+
 def test_every_kind_of_caption_is_tried(recipe, pipe, patches, family):
     report = score(pipe, recipe, stack=Stack.of(patches[0]), n=2)
     wanted = ["own", "empty", "random"] if family == "sd3" else ["empty"]
