@@ -9,7 +9,7 @@ from cyclopts import App
 
 from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
-from hotfix.options import Json, Out, Parameter, ShowForget, pipeline_of
+from hotfix.options import Json, Out, Parameter, ShowForget, pictures_for, pipeline_of
 
 app = App(
     name="hotfix",
@@ -113,6 +113,10 @@ def score(
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
+    bound: Annotated[
+        float | None, Parameter(help="Instead of -n: draw as many as no return among them bounds so.")
+    ] = None,
+    quick: Annotated[bool, Parameter(negative=(), help="The same as --bound 0.05.")] = False,
     attacks: Annotated[str, Parameter(help="Also try to get the target back: all, or names with commas.")] = "",
     json: Json = False,
     html: Annotated[Path | None, Parameter(help="Write a page here, with pictures.")] = None,
@@ -131,6 +135,8 @@ def score(
     from hotfix.recipe import Recipe
     from hotfix.stack import Stack
 
+    if quick or bound is not None:
+        n = pictures_for(0.05 if bound is None else bound)
     wanted = [Recipe.load(recipe) for recipe in recipes]
     for one in wanted:
         one.pictures()

@@ -1,6 +1,8 @@
 """Report: what was measured, on which patches, with which seeds and how many samples. Never part of a patch."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -48,8 +50,25 @@ class Rate(_Part):
         upper = binomtest(k, n, alternative="less").proportion_ci(0.95, "exact").high
         return cls(k=k, n=n, low=float(both.low), high=float(both.high), upper=float(upper))
 
+    @staticmethod
+    def needed(bound: float) -> int:
+        """How many drawings without one event say that the rate is at most `bound`, with 95% confidence.
+
+        By the rule of three, 3 / bound; exactly, the least n with (1 - bound)^n <= 0.05.
+        """
+        return math.ceil(math.log(0.05) / math.log1p(-bound))
+
     def __str__(self) -> str:
         return f"{self.k} of {self.n} ({self.low:.1%} to {self.high:.1%})"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of the mean of independent numbers: 95%, by 2,000 bootstrap resamples of a fixed seed (percentiles)."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    drawn = bootstrap((np.asarray(values),), np.mean, n_resamples=2000, method="percentile", rng=0)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 class Replay(_Part):
@@ -123,6 +142,8 @@ class Retain(_Part):
     n: int
     drift_rmse: float
     drift_ssim: float  # 1 - structural similarity: the perceptual distance
+    rmse_interval: tuple[float, float] | None = None  # of the mean over pictures, 95%
+    ssim_interval: tuple[float, float] | None = None
     before: Rate | None = None  # the picture nearest to the base's own for that caption
     after: Rate | None = None
 

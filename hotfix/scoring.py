@@ -19,7 +19,17 @@ from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
 from hotfix.partial import LEVELS, back, cycled, in_turn, twice
 from hotfix.recipe import Recipe
-from hotfix.report import NEVER_RUN, Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
+from hotfix.report import (
+    NEVER_RUN,
+    Diffusion,
+    PatchRef,
+    Rate,
+    Replay,
+    Report,
+    Retain,
+    TimestepWindow,
+    interval,
+)
 from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack
@@ -243,10 +253,14 @@ def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Ga
     if denoiser.captioned:
         own = case.retain[[case.retain_captions.index(caption) for caption in captions]]
         rates = [_right(drawn, own, case.retain) for drawn in (before, after)]
+    rmse = (unit_after - unit_before).square().mean(dim=(1, 2, 3)).sqrt()
+    unlike = 1 - torch.atleast_1d(ssim(unit_after, unit_before, reduction="none", data_range=1.0))
     return Retain(
         n=len(before),
-        drift_rmse=float((unit_after - unit_before).square().mean(dim=(1, 2, 3)).sqrt().mean()),
-        drift_ssim=1 - float(ssim(unit_after, unit_before, data_range=1.0)),
+        drift_rmse=float(rmse.mean()),
+        drift_ssim=float(unlike.mean()),
+        rmse_interval=interval(rmse.tolist()) if len(before) > 1 else None,
+        ssim_interval=interval(unlike.tolist()) if len(before) > 1 else None,
         before=rates[0],
         after=rates[1],
     )

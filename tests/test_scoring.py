@@ -18,7 +18,7 @@ from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
-from hotfix.report import Rate, Report, TimestepWindow
+from hotfix.report import Rate, Report, TimestepWindow, interval
 from hotfix.scoring import is_surrogate, score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
@@ -102,6 +102,19 @@ def test_intervals_are_clopper_pearson(k, n):
 
 def test_zero_of_three_hundred_is_at_most_one_percent():
     assert 0.009 < Rate.of(0, 300).upper < 0.01
+
+
+@given(st.floats(1e-4, 0.9))
+def test_so_many_pictures_are_needed_for_a_bound_and_no_fewer(bound):
+    n = Rate.needed(bound)
+    assert Rate.of(0, n).upper <= bound + 1e-9 and (n == 1 or Rate.of(0, n - 1).upper > bound - 1e-9)
+
+
+def test_the_interval_of_a_mean_holds_it_and_narrows():
+    values = torch.rand(400, generator=torch.Generator().manual_seed(0)).tolist()
+    (low, high), (lower, higher) = interval(values), interval(values[:25])
+    assert low < 0.5 < high and high - low < (higher - lower) / 2
+    assert interval([0.25] * 3) == (0.25, 0.25)
 
 
 def test_the_nearest_picture_is_the_one_with_the_least_squared_error():
