@@ -3,8 +3,8 @@
     python benchmarks/coverage.py [-o benchmarks/results/coverage.json]
 
 Rates: k of n drawn binomially. Clopper-Pearson is exact, so under 95% only by the luck of the draw, and over it by what
-whole numbers cost: at a rate of 1% most reports count 0 to 6. Means: a skewed drift (gamma, shape 2), of as few pictures
-as a recipe may retain, and of as many as there are flags.
+whole numbers cost: at a rate of 1% most reports count 0 to 6. Means: a skewed drift (gamma, shape 2), of as few as
+may be retained, and of as many as there are flags.
 """
 
 import argparse
