@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
+from hotfix import cli_compare, cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, ShowForget, pictures_for, pipeline_of
 
@@ -20,7 +20,7 @@ app = App(
 STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
 TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
-for _verb in STACKS + TRUST + PLACES:
+for _verb in (*STACKS, *TRUST, *PLACES, cli_compare.compare):
     app.command(_verb)
 app.command(cli_hub.list_lines, name="list")
 app.command(cli_exchange.import_, name="import")

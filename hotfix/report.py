@@ -277,3 +277,31 @@ class Interference(_Part):
             for one in self.patches
             if one.weakened
         ]
+
+
+class Compared(_Part):
+    """One of two patches."""
+
+    patch: PatchRef
+    returned: Rate  # drawings that are the target: from pure noise, and in partial diffusion from t_lo on
+    alone: int  # of these, drawings that are not the target with the other patch
+    drift: float  # of what must stay: mean RMSE in [0, 1]
+    bytes: int  # of its tensors
+
+
+class Comparison(_Part):
+    """Two patches for one recipe on the same seeds: `hotfix.compare`."""
+
+    schema_version: int = SCHEMA_VERSION
+    bare: Rate  # without either
+    patches: list[Compared]
+    n: int  # pictures that the drifts are means over
+    farther: tuple[float, float] | None  # the second drift less the first: interval of the mean over pairs, 95%
+
+    @property
+    def chance(self) -> float:
+        """Of drawings that differ between the two falling at least so unevenly, were both alike (McNemar, exact)."""
+        from scipy.stats import binomtest
+
+        first, second = (one.alone for one in self.patches)
+        return float(binomtest(first, first + second).pvalue) if first + second else 1.0

@@ -4,7 +4,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -161,13 +160,8 @@ def _drawn(
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
-        gallery.add(f"{kind} caption", before[:10], after[:10], partial(_alike, case))
+        gallery.add(f"{kind} caption", before[:10], after[:10], case.alike)
     return before, after
-
-
-def _alike(case: Case, drawn: Pictures) -> Tensor:
-    """Which pictures look more like a target than strangers do, (B,) bool."""
-    return torch.stack([target.similarity(drawn) >= target.null for target in case.targets]).any(dim=0)
 
 
 def _replay(case: Case, kind: str, before: Pictures, after: Pictures) -> Replay:
@@ -247,7 +241,7 @@ def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Ga
     before, after = before[kept], after[kept]
     captions = [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
     if gallery is not None:
-        gallery.add("what must stay", before[:20], after[:20], partial(_alike, case))
+        gallery.add("what must stay", before[:20], after[:20], case.alike)
     unit_before, unit_after = (before + 1) / 2, (after + 1) / 2
     rates: list[Rate | None] = [None, None]
     if denoiser.captioned:
