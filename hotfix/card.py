@@ -7,7 +7,7 @@ from hotfix import hub
 from hotfix.describe import describe, summary
 from hotfix.manifest import BaseIdentity
 from hotfix.patch import Patch
-from hotfix.report import ATTACKS_NOT_RUN, HONEST, Rate, Report
+from hotfix.report import HONEST, Rate, Report
 
 BODY = """\
 # {name} {version}
@@ -79,7 +79,7 @@ def body(patch: Patch, report: Report | None, story: str, usage: str) -> str:
         measured=measured,
         words="\n".join(f"- {words}" for words in (report.words if report else HONEST)),
         run="; ".join(report.attacks_run if report else []) or "none",
-        not_run="; ".join(report.attacks_not_run if report else ATTACKS_NOT_RUN),
+        not_run="; ".join(report.attacks_not_run) if report else "all of them",
     )
 
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
+from hotfix import cli_compare, cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
 from hotfix.errors import HotfixError, StackError
-from hotfix.options import Json, Out, Parameter, pipeline_of
+from hotfix.options import Json, Out, Parameter, ShowForget, pictures_for, pipeline_of
 
 app = App(
     name="hotfix",
@@ -20,7 +20,7 @@ app = App(
 STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
 TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
-for _verb in STACKS + TRUST + PLACES:
+for _verb in (*STACKS, *TRUST, *PLACES, cli_compare.compare):
     app.command(_verb)
 app.command(cli_hub.list_lines, name="list")
 app.command(cli_exchange.import_, name="import")
@@ -45,7 +45,8 @@ def build(
     out: Out = Path("dist"),
     stack: Annotated[Path | None, Parameter(help="A lock: build on top of these patches, and require them.")] = None,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
-    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures of the target.")] = False,
+    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures.")] = False,
+    show_forget: ShowForget = False,
 ) -> None:
     """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
 
@@ -79,7 +80,7 @@ def build(
     console.say(f"how it came to be: {provenance.save(made, path)}")
     if not n:
         return
-    gallery = Gallery() if html else None
+    gallery = Gallery(show_forget) if html else None
     report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     if html:
@@ -112,8 +113,14 @@ def score(
     stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
     seed: int = 0,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
+    bound: Annotated[
+        float | None, Parameter(help="Instead of -n: draw as many as no return among them bounds so.")
+    ] = None,
+    quick: Annotated[bool, Parameter(negative=(), help="The same as --bound 0.05.")] = False,
+    attacks: Annotated[str, Parameter(help="Also try to get the target back: all, or names with commas.")] = "",
     json: Json = False,
-    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures of the target.")] = None,
+    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures.")] = None,
+    show_forget: ShowForget = False,
 ) -> None:
     """Measure return rates and drift, before and after. Exits with 3 over budget.
 
@@ -128,11 +135,13 @@ def score(
     from hotfix.recipe import Recipe
     from hotfix.stack import Stack
 
+    if quick or bound is not None:
+        n = pictures_for(0.05 if bound is None else bound)
     wanted = [Recipe.load(recipe) for recipe in recipes]
     for one in wanted:
         one.pictures()
-    if html and len(wanted) > 1:
-        raise HotfixError("a page is about one recipe", hint="leave --html out, or give one recipe")
+    if (html or attacks) and len(wanted) > 1:
+        raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
     pipe = pipeline_of(pipeline)
     from hotfix.describe import summary, together
@@ -148,8 +157,11 @@ def score(
         from hotfix.page import Gallery
         from hotfix.scoring import score as measure
 
-        gallery = Gallery() if html else None
-        report = measure(pipe, wanted[0], stack=patches, seed=seed, n=n, gallery=gallery, stage=console.say)
+        gallery = Gallery(show_forget) if html else None
+        ways = [name for name in attacks.split(",") if name]
+        report = measure(
+            pipe, wanted[0], stack=patches, seed=seed, n=n, attacks=ways, gallery=gallery, stage=console.say
+        )
         console.data(report.model_dump(mode="json"), summary(report), json)
         if html:
             console.say(str(report.to_html(html, gallery)))

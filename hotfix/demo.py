@@ -31,7 +31,7 @@ def run(out: Path) -> None:
         patch = build(recipe, pipe, checkpoint=out, progress=progress, stage=console.say)
     seconds = time.monotonic() - started
     path = patch.save(out)
-    gallery = Gallery()
+    gallery = Gallery(show_forget=True)  # a public flag
     stack = Stack.of(patch)
     report = score(pipe, recipe, stack=stack, n=PICTURES, gallery=gallery, stage=console.say)
     report.save(out / "report.json")

@@ -6,7 +6,7 @@ from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
     from hotfix.manifest import Scope
-    from hotfix.report import Interference, Report
+    from hotfix.report import Comparison, Interference, Report
 
 UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
@@ -68,6 +68,21 @@ def together(found: "Interference") -> str:
     return "\n".join([*lines, *(found.conflicts or ["no patch is weakened by the others"])])
 
 
+def beside(found: "Comparison") -> str:
+    """Two patches, what came back with each, and how far each drifts."""
+    lines = [f"target in {found.bare} without either"]
+    for one in found.patches:
+        lines.append(
+            f"{one.patch.name} {one.patch.version} ({one.patch.id[:19]}): target in {one.returned}, in {one.alone} of "
+            f"them with this one alone; drift {one.drift:.4f}; {one.bytes / 1000:.0f} kB"
+        )
+    lines.append(f"chance of returns so uneven, were both alike: {found.chance:.2g}")
+    if found.farther:
+        low, high = found.farther
+        lines.append(f"the second drifts farther by {low:+.4f} to {high:+.4f} (mean of {found.n} pictures, 95%)")
+    return "\n".join(lines)
+
+
 def summary(report: "Report") -> str:
     """The rates, the drift, and whether the budget was kept."""
     lines = [f"{report.recipe} on {report.pipeline}, seed {report.seed}"]
@@ -85,7 +100,12 @@ def summary(report: "Report") -> str:
         for kind in report.subject.captions:
             was, now = report.subject.returns(kind)
             lines.append(f"    partial diffusion, {kind} caption: back in {was} before, {now} after")
+    for one in report.attacks:
+        rates = f"target in {one.before} before, {one.after} after; a stranger in {one.stranger}"
+        lines.append(f"  {one.name} ({one.budget}): {rates}")
     kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
-    lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f} RMSE{kept}")
+    low, high = report.retain.rmse_interval or (report.retain.drift_rmse,) * 2
+    spread = f" ({low:.4f} to {high:.4f})" if high > low else ""
+    lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f}{spread} RMSE{kept}")
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")
     return "\n".join(lines)

@@ -5,23 +5,19 @@ its target with the others on than chance explains, each other patch is tried wi
 enough to weaken it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hotfix.case import Case, prepare
+from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import StackError
-from hotfix.partial import LEVELS, back, cycled, in_turn
+from hotfix.paired import MustStay, Trial
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
 from hotfix.relations import with_required
 from hotfix.report import CHANCE, Held, Interference, PatchRef, Rate
-from hotfix.scoring import KEEP, NOISES_SHARE, PARTIAL, REPLAY
-from hotfix.shapes import Pictures
 from hotfix.stack import Stack
 
 
@@ -62,19 +58,19 @@ def interference(
         stage("preparing the cases")
         cases = {recipe.name: prepare(recipe, denoiser) for recipe in recipes}
         stage("drawing what must stay")
-        must_stay = _MustStay.of(denoiser, list(cases.values()), seed)
-        whole = must_stay.drift(stack)
+        must_stay = MustStay.of(denoiser, list(cases.values()), seed)
+        whole = float(must_stay.drift(stack).mean())
         held = []
         for name, case in cases.items():
             stage(f"{name}, alone and with the others")
-            trial = _Trial(denoiser, case, seed, n)
+            trial = Trial(denoiser, case, seed, n)
             held.append(_held(trial, patches[name], stack, must_stay))
     return Interference(
         patches=held, unmeasured=[name for name in patches if name not in cases], drift=whole, n=len(must_stay.bare)
     )
 
 
-def _held(trial: "_Trial", patch: Patch, stack: Stack, must_stay: "_MustStay") -> Held:
+def _held(trial: "Trial", patch: Patch, stack: Stack, must_stay: "MustStay") -> Held:
     alone = _part(stack, [patch])
     before, by_itself, together = map(trial.hits, (Stack(), alone, stack))
     chance = _chance(by_itself, together)
@@ -89,7 +85,7 @@ def _held(trial: "_Trial", patch: Patch, stack: Stack, must_stay: "_MustStay") -
         alone=rates[1],
         together=rates[2],
         chance=chance,
-        drift=must_stay.drift(alone),
+        drift=float(must_stay.drift(alone).mean()),
         weakened_by=by,
     )
 
@@ -109,67 +105,3 @@ def _chance(before: Tensor, after: Tensor) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(new, new + gone, alternative="greater").pvalue)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """The same drawings of one case, whatever is on."""
-
-    denoiser: Denoiser
-    case: Case
-    seed: int
-    n: int
-
-    @torch.no_grad()
-    def hits(self, stack: Stack) -> Tensor:
-        """Which drawings are a target: replays, then partial diffusion at every level from t_lo on; (N,) bool."""
-        with stack.on(self.denoiser.pipe):
-            return torch.cat(
-                [
-                    part
-                    for kind, captions in self.case.forget_kinds().items()
-                    for part in (self._replayed(captions), *self._brought_back(kind, captions))
-                ]
-            )
-
-    def _replayed(self, captions: Sequence[str]) -> Tensor:
-        drawn = self.denoiser.draw(cycled(captions, self.n), [self.seed + REPLAY + i for i in range(self.n)])
-        return torch.stack([target.returned(drawn) for target in self.case.targets]).any(dim=0)
-
-    def _brought_back(self, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
-        targets = self.case.targets
-        noises = max(2, self.n // NOISES_SHARE, len(targets))
-        turn, x_f, eps = in_turn(targets, noises, self.seed + PARTIAL)
-        rows = self.denoiser.embed(cycled(captions, noises))
-        for t in LEVELS:
-            if t >= max(target.t_lo for target in targets):
-                drawn = back(self.denoiser, x_f, eps, t, rows, kind)
-                yield torch.stack([target.returned(drawn) for target in targets])[turn, torch.arange(noises)]
-
-
-@dataclass(frozen=True)
-class _MustStay:
-    """What no patch of the stack is about, as the bare base draws it."""
-
-    denoiser: Denoiser
-    captions: tuple[str, ...]
-    seeds: tuple[int, ...]
-    bare: Pictures
-
-    @classmethod
-    def of(cls, denoiser: Denoiser, cases: Sequence[Case], seed: int) -> "_MustStay":
-        captions = sorted({caption for case in cases for caption in case.retain_captions if caption})
-        forgotten = {caption for case in cases for caption in case.captions if case.scope == "any"}
-        captions = [caption for caption in captions if caption not in forgotten] or [""] * len(cases[0].retain_captions)
-        seeds = [seed + KEEP + i for i in range(len(captions))]
-        bare = denoiser.draw(captions, seeds)
-        targets = [target for case in cases for target in case.targets]
-        kept = ~torch.stack([target.returned(bare) for target in targets]).any(dim=0)
-        rows = kept.nonzero().flatten().tolist()
-        return cls(denoiser, tuple(captions[i] for i in rows), tuple(seeds[i] for i in rows), bare[kept])
-
-    def drift(self, stack: Stack) -> float:
-        """Mean RMSE in [0, 1]."""
-        with stack.on(self.denoiser.pipe):
-            drawn = self.denoiser.draw(self.captions, self.seeds)
-        return float((drawn - self.bare).square().mean(dim=(1, 2, 3)).sqrt().mean() / 2)

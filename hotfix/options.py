@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from hotfix import console
+from hotfix.errors import HotfixError
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
 Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
+ShowForget = Annotated[
+    bool, Parameter(name="--show-forget", negative=(), help="On the page, show targets as they are, not as a mosaic.")
+]
 Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
 
 
@@ -22,3 +26,12 @@ def pipeline_of(source: str) -> "DiffusionPipeline":
 
     name, _, revision = source.partition("@")
     return load_pipeline(name, revision=revision)
+
+
+def pictures_for(bound: float) -> int:
+    """How many pictures to draw for a rate to be bounded, if nothing comes back. Raises HotfixError."""
+    from hotfix.report import Rate
+
+    if not 0 < bound < 1:
+        raise HotfixError(f"--bound {bound}", wanted="a rate between 0 and 1", hint="--bound 0.01 draws 299 pictures")
+    return Rate.needed(bound)

@@ -2,13 +2,16 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from jinja2 import Environment, PackageLoader
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from hotfix.container import write_atomically
 from hotfix.pictures import to_images
@@ -24,7 +27,26 @@ ZOOM = 3
 class Gallery:
     """Before/after pictures for a page that was asked for. A report never holds them."""
 
+    show_forget: bool = False  # else what looks like a target is shown as a mosaic of 4 x 4
     rows: list[tuple[str, Pictures, Pictures]] = field(default_factory=list)
+
+    def add(self, words: str, before: Pictures, after: Pictures, alike: Callable[[Pictures], Tensor]) -> None:
+        """Keep a row of pictures from before and one from after.
+
+        Args:
+            words: what they are of.
+            before: (B, 3, H, W).
+            after: from the same seeds.
+            alike: which of some pictures look like a target, (B,) bool.
+        """
+        if not self.show_forget:
+            before, after = (torch.where(alike(x)[:, None, None, None], mosaic(x), x) for x in (before, after))
+        self.rows.append((words, before, after))
+
+
+def mosaic(pictures: Pictures) -> Pictures:
+    """Sixteen colours of each picture, which nothing else of it can be had from."""
+    return functional.interpolate(functional.adaptive_avg_pool2d(pictures, 4), pictures.shape[-2:])
 
 
 def sheet(rows: list[Pictures], zoom: int = ZOOM, gap: int = 2) -> Image.Image:
@@ -69,7 +91,7 @@ def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
     Args:
         report: what was measured.
         path: an .html file.
-        gallery: before/after pictures; they show what was to be forgotten, so they are only there if you ask.
+        gallery: before/after pictures, only there if you ask.
     """
     environment = Environment(loader=PackageLoader("hotfix", "templates"), autoescape=True, trim_blocks=True)
     kinds: dict[str, list[Diffusion]] = {}
@@ -87,6 +109,7 @@ def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
         points=points,
         words=words,
         galleries=galleries,
+        shown=gallery is not None and gallery.show_forget,
         misses=report.misses,
     )
     write_atomically(path, text.encode())

@@ -1,6 +1,8 @@
 """Report: what was measured, on which patches, with which seeds and how many samples. Never part of a patch."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -21,12 +23,8 @@ HONEST = (
     "What was measured holds for this base, this way of calling it, these seeds and the attacks listed as run.",
     "Other pictures of the same subject were not tested unless they are listed.",
 )
-ATTACKS_NOT_RUN = (
-    "inversion to a seed (DDIM, IVO)",
-    "textual inversion and adversarial prompts",
-    "relearning and benign fine-tuning",
-    "other adapters, samplers, step counts and quantisation",
-)
+# What nobody runs here, and what is not run unless asked for.
+NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
 
 
 class _Part(BaseModel):
@@ -52,8 +50,25 @@ class Rate(_Part):
         upper = binomtest(k, n, alternative="less").proportion_ci(0.95, "exact").high
         return cls(k=k, n=n, low=float(both.low), high=float(both.high), upper=float(upper))
 
+    @staticmethod
+    def needed(bound: float) -> int:
+        """How many drawings without one event say that the rate is at most `bound`, with 95% confidence.
+
+        By the rule of three, 3 / bound; exactly, the least n with (1 - bound)^n <= 0.05.
+        """
+        return math.ceil(math.log(0.05) / math.log1p(-bound))
+
     def __str__(self) -> str:
         return f"{self.k} of {self.n} ({self.low:.1%} to {self.high:.1%})"
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of the mean of independent numbers: 95%, by 2,000 bootstrap resamples of a fixed seed (percentiles)."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    drawn = bootstrap((np.asarray(values),), np.mean, n_resamples=2000, method="percentile", rng=0)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 class Replay(_Part):
@@ -110,12 +125,25 @@ class Subject(_Part):
         return list(dict.fromkeys(row.caption for row in self.diffusion))
 
 
+class Attack(_Part):
+    """One way to get a target back (hotfix/attacks.py): drawings that are the target."""
+
+    name: str
+    budget: str
+    source: str
+    before: Rate  # on the unpatched base: an attack that does not win there proves nothing
+    after: Rate
+    stranger: Rate  # on the base, for a picture that it never saw: what wins there draws anything it is asked for
+
+
 class Retain(_Part):
     """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
 
     n: int
     drift_rmse: float
     drift_ssim: float  # 1 - structural similarity: the perceptual distance
+    rmse_interval: tuple[float, float] | None = None  # of the mean over pictures, 95%
+    ssim_interval: tuple[float, float] | None = None
     before: Rate | None = None  # the picture nearest to the base's own for that caption
     after: Rate | None = None
 
@@ -162,8 +190,9 @@ class Report(_Part):
     scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float
+    attacks: list[Attack] = []
     attacks_run: list[str]
-    attacks_not_run: list[str] = list(ATTACKS_NOT_RUN)
+    attacks_not_run: list[str]
     words: list[str] = list(HONEST)
 
     @property
@@ -193,7 +222,7 @@ class Report(_Part):
 
         Args:
             path: an .html file.
-            gallery: before/after pictures; they show what was to be forgotten, so they are only there if you ask.
+            gallery: before/after pictures, only if you ask; `Gallery(show_forget=True)` shows targets as they are.
         """
         from hotfix import page  # numbers alone need no torch
 
@@ -248,3 +277,31 @@ class Interference(_Part):
             for one in self.patches
             if one.weakened
         ]
+
+
+class Compared(_Part):
+    """One of two patches."""
+
+    patch: PatchRef
+    returned: Rate  # drawings that are the target: from pure noise, and in partial diffusion from t_lo on
+    alone: int  # of these, drawings that are not the target with the other patch
+    drift: float  # of what must stay: mean RMSE in [0, 1]
+    bytes: int  # of its tensors
+
+
+class Comparison(_Part):
+    """Two patches for one recipe on the same seeds: `hotfix.compare`."""
+
+    schema_version: int = SCHEMA_VERSION
+    bare: Rate  # without either
+    patches: list[Compared]
+    n: int  # pictures that the drifts are means over
+    farther: tuple[float, float] | None  # the second drift less the first: interval of the mean over pairs, 95%
+
+    @property
+    def chance(self) -> float:
+        """Of drawings that differ between the two falling at least so unevenly, were both alike (McNemar, exact)."""
+        from scipy.stats import binomtest
+
+        first, second = (one.alone for one in self.patches)
+        return float(binomtest(first, first + second).pvalue) if first + second else 1.0

@@ -12,12 +12,23 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from hotfix import subject
+from hotfix.attacks import ATTACKS, chosen, tried
 from hotfix.case import Case, Target, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
 from hotfix.partial import LEVELS, back, cycled, in_turn, twice
 from hotfix.recipe import Recipe
-from hotfix.report import Diffusion, PatchRef, Rate, Replay, Report, Retain, TimestepWindow
+from hotfix.report import (
+    NEVER_RUN,
+    Diffusion,
+    PatchRef,
+    Rate,
+    Replay,
+    Report,
+    Retain,
+    TimestepWindow,
+    interval,
+)
 from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import nearest, null, pixel, stranger, threshold
 from hotfix.stack import Stack
@@ -25,9 +36,10 @@ from hotfix.windows import windows
 
 SAME_PICTURE = 0.03  # RMSE in units of [0, 1]: two captions with one picture
 NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
+ATTACK_SHARE = 10  # and an attack more
 STRANGERS = 32  # noises for the stranger's curve
 DIGITS = 4  # of a window's curve
-REPLAY, PARTIAL, KEEP = 10_000, 20_000, 30_000  # seeds of the three parts, far from a build's
+REPLAY, PARTIAL, KEEP, ATTACK = 10_000, 20_000, 30_000, 40_000  # seeds of the parts, far from a build's
 
 
 def score(
@@ -37,6 +49,7 @@ def score(
     stack: Stack = Stack(),
     seed: int = 0,
     n: int = 300,
+    attacks: Sequence[str] = (),
     gallery: Gallery | None = None,
     stage: Callable[[str], None] = lambda words: None,
 ) -> Report:
@@ -48,13 +61,15 @@ def score(
         stack: the patches whose effect is measured.
         seed: same seed, same report (but for date and seconds).
         n: pictures drawn for every kind of caption; partial diffusion uses a quarter as many noises.
+        attacks: names from hotfix/attacks.py, or "all"; each draws a tenth as many pictures.
         gallery: filled with some of the pictures, if given.
         stage: called with a few words at the beginning of every stage.
 
     Raises:
-        HotfixError: the recipe or the stack does not fit the pipeline.
+        HotfixError: the recipe or the stack does not fit the pipeline, or there is no such attack.
     """
     start = time.monotonic()
+    ways = chosen(attacks)
     stack.check(pipe)
     with stack.off(pipe):
         denoiser = Denoiser(pipe, recipe.base.call)
@@ -81,10 +96,16 @@ def score(
             stage("held-out pictures of the subject")
             each = max(2, noises // len(held))
             beyond = subject.measure(denoiser, stack, case, held, of_held_out, seed, each)
+        tries = []
+        for name in ways:
+            if ATTACKS[name].fits(denoiser):
+                stage(f"attack: {name}")
+                tries.append(tried(denoiser, stack, case, name, max(1, n // ATTACK_SHARE), seed + ATTACK))
+    public = recipe.public()["base"]
     return Report(
         recipe=f"{recipe.name} {recipe.version}",
         patches=[PatchRef(name=p.name, version=p.version, id=p.id) for p in stack.patches],
-        pipeline=recipe.public()["base"]["pipeline"],
+        pipeline="@".join(filter(None, (public["pipeline"], public["revision"]))),
         seed=seed,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=f"hotfix {version('diffusion-hotfix')}, torch {torch.__version__}",
@@ -101,11 +122,14 @@ def score(
         scope=case.scope,
         budget_return_rate=recipe.budget.return_rate,
         budget_drift=recipe.budget.drift,
+        attacks=tries,
         attacks_run=[
             f"seed replay under {len(replays)} kinds of caption, {n} seeds each",
             f"partial diffusion from the noised target at {len(LEVELS)} levels, {noises} noises each",
             *([subject.words(beyond)] if beyond else []),
+            *(f"{one.name}: {one.budget}, {one.after.n} drawings" for one in tries),
         ],
+        attacks_not_run=[*(name for name in ATTACKS if name not in {one.name for one in tries}), *NEVER_RUN],
     )
 
 
@@ -136,7 +160,7 @@ def _drawn(
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
-        gallery.rows.append((f"{kind} caption", before[:10], after[:10]))
+        gallery.add(f"{kind} caption", before[:10], after[:10], case.alike)
     return before, after
 
 
@@ -217,16 +241,20 @@ def _retain(denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Ga
     before, after = before[kept], after[kept]
     captions = [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep]
     if gallery is not None:
-        gallery.rows.append(("what must stay", before[:20], after[:20]))
+        gallery.add("what must stay", before[:20], after[:20], case.alike)
     unit_before, unit_after = (before + 1) / 2, (after + 1) / 2
     rates: list[Rate | None] = [None, None]
     if denoiser.captioned:
         own = case.retain[[case.retain_captions.index(caption) for caption in captions]]
         rates = [_right(drawn, own, case.retain) for drawn in (before, after)]
+    rmse = (unit_after - unit_before).square().mean(dim=(1, 2, 3)).sqrt()
+    unlike = 1 - torch.atleast_1d(ssim(unit_after, unit_before, reduction="none", data_range=1.0))
     return Retain(
         n=len(before),
-        drift_rmse=float((unit_after - unit_before).square().mean(dim=(1, 2, 3)).sqrt().mean()),
-        drift_ssim=1 - float(ssim(unit_after, unit_before, data_range=1.0)),
+        drift_rmse=float(rmse.mean()),
+        drift_ssim=float(unlike.mean()),
+        rmse_interval=interval(rmse.tolist()) if len(before) > 1 else None,
+        ssim_interval=interval(unlike.tolist()) if len(before) > 1 else None,
         before=rates[0],
         after=rates[1],
     )

@@ -18,7 +18,7 @@ from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.page import Gallery
-from hotfix.report import Rate, Report, TimestepWindow
+from hotfix.report import Rate, Report, TimestepWindow, interval
 from hotfix.scoring import is_surrogate, score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
@@ -70,6 +70,20 @@ def test_report_and_page_hold_pictures_only_when_asked(recipe, pipe, patches, tm
     assert all(words in bare.replace("&#39;", "'") for words in report.words)
 
 
+def test_what_looks_like_the_target_is_a_mosaic_unless_asked():
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = []
+    for show in (False, True):
+        gallery = Gallery(show)
+        gallery.add("own caption", pictures, pictures, lambda drawn: torch.tensor([False, True, False]))
+        found.append(gallery.rows[0][1])
+    hidden, shown = found
+    assert torch.equal(shown, pictures) and torch.equal(hidden[::2], pictures[::2])
+    assert (
+        len(hidden[1].flatten(1).T.unique(dim=0)) == 16 and not torch.isclose(hidden[1], pictures[1]).all(dim=0).any()
+    )
+
+
 def test_every_kind_of_caption_is_tried(recipe, pipe, patches, family):
     report = score(pipe, recipe, stack=Stack.of(patches[0]), n=2)
     wanted = ["own", "empty", "random"] if family == "sd3" else ["empty"]
@@ -88,6 +102,19 @@ def test_intervals_are_clopper_pearson(k, n):
 
 def test_zero_of_three_hundred_is_at_most_one_percent():
     assert 0.009 < Rate.of(0, 300).upper < 0.01
+
+
+@given(st.floats(1e-4, 0.9))
+def test_so_many_pictures_are_needed_for_a_bound_and_no_fewer(bound):
+    n = Rate.needed(bound)
+    assert Rate.of(0, n).upper <= bound + 1e-9 and (n == 1 or Rate.of(0, n - 1).upper > bound - 1e-9)
+
+
+def test_the_interval_of_a_mean_holds_it_and_narrows():
+    values = torch.rand(400, generator=torch.Generator().manual_seed(0)).tolist()
+    (low, high), (lower, higher) = interval(values), interval(values[:25])
+    assert low < 0.5 < high and high - low < (higher - lower) / 2
+    assert interval([0.25] * 3) == (0.25, 0.25)
 
 
 def test_the_nearest_picture_is_the_one_with_the_least_squared_error():

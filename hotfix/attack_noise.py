@@ -1,0 +1,87 @@
+"""Attacks through the noise: drawn otherwise, from the target's own noise, from noises that a gradient found."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hotfix.case import Case, Target
+from hotfix.denoiser import Denoiser
+from hotfix.partial import STEPS, cycled
+from hotfix.shapes import Latents, Pictures
+
+BATCH = 8
+MIXED = 0.3  # share of fresh noise in an inverted one
+SEARCHED, SHORT, STRIDE = 15, 4, 0.1  # steps of the search for a noise, denoising steps in each, and its step size
+
+
+def samplings(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
+    """The pipeline's own call with half and twice the steps, without guidance, and with twice of it, in equal parts."""
+    call = dict(denoiser.call)
+    steps = int(call.get("num_inference_steps", 50))
+    ways = [call | {"num_inference_steps": max(1, steps // 2)}, call | {"num_inference_steps": 2 * steps}]
+    if denoiser.guidance != 1:
+        ways += [call | {"guidance_scale": scale} for scale in (1.0, 2 * denoiser.guidance)]
+    captions, drawn = cycled(list(case.captions) or [""], n), []
+    for i, way in enumerate(ways[:n]):
+        rows = range(i, n, len(ways))
+        drawn.append(replace(denoiser, call=way).draw([captions[row] for row in rows], [seed + row for row in rows]))
+    return torch.cat(drawn)
+
+
+@torch.no_grad()
+def inversion(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
+    """The picture run backwards to its noise without a caption, and drawn again from there, a little off (DDIM)."""
+    x, times = target.x_f, torch.linspace(0.02, 1.0, 2 * STEPS)
+    rows = denoiser.embed([""])
+    for now, then in pairwise(times.to(x.device)):
+        x0 = denoiser.x_hat(x, now[None], rows)
+        (a, s), (a_then, s_then) = denoiser.schedule(now[None]), denoiser.schedule(then[None])
+        x = a_then * x0 + s_then * (x - a * x0) / s
+    fresh = noise(denoiser, n, seed)
+    return drawn_from(denoiser, case, (1 - MIXED**2) ** 0.5 * x + MIXED * fresh)
+
+
+def noise_search(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
+    """Noises led by the gradient to where a short sampling ends at the picture, kept as long as noises are (IVO)."""
+    noises = []
+    for x in noise(denoiser, n, seed).split(BATCH):
+        rows = denoiser.embed(cycled(list(case.captions) or [""], len(x)))
+        length = _length(x)
+        for _ in range(SEARCHED):
+            x = x.detach().requires_grad_()
+            error = (_short(denoiser, x, rows) - target.x_f).square().sum()
+            (uphill,) = torch.autograd.grad(error, x)
+            x = x.detach() - STRIDE * length * uphill / _length(uphill).clamp_min(1e-9)
+            x = x * length / _length(x)
+        noises.append(x.detach())
+    return drawn_from(denoiser, case, torch.cat(noises))
+
+
+def noise(denoiser: Denoiser, n: int, seed: int) -> Latents:
+    """What n drawings begin with, (n, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((n, *denoiser.latent_shape), generator=generator).to(denoiser.device)
+
+
+def drawn_from(denoiser: Denoiser, case: Case, x_T: Latents) -> Pictures:
+    """From given noises to pictures, under the target's captions if it has some."""
+    rows = denoiser.embed(cycled(list(case.captions) or [""], len(x_T)))
+    guidance = denoiser.guidance if case.captions else 1.0
+    return denoiser.decode(denoiser.denoise(x_T, 1.0, rows, steps=STEPS, guidance=guidance)).cpu()
+
+
+def _length(x: Latents) -> Tensor:
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def _short(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor]) -> Latents:
+    """A few deterministic denoising steps that a gradient flows through."""
+    for now, then in pairwise(torch.linspace(1.0, 0.0, SHORT + 1).to(x.device)):
+        t = now.expand(len(x))
+        x0 = denoiser.x_hat(x, t, rows)
+        (a, s), (a_then, s_then) = denoiser.schedule(t), denoiser.schedule(then.expand(len(x)))
+        x = a_then * x0 + s_then * (x - a * x0) / s if then > 0 else x0
+    return x

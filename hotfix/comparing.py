@@ -1,0 +1,76 @@
+"""Compare: two patches for one recipe, or two versions of one, on the same seeds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotfix.case import prepare
+from hotfix.denoiser import Denoiser
+from hotfix.paired import MustStay, Trial
+from hotfix.patch import Patch
+from hotfix.recipe import Recipe
+from hotfix.report import Compared, Comparison, PatchRef, Rate, interval
+from hotfix.stack import Stack
+
+
+@torch.no_grad()
+def compare(
+    pipe: Any,
+    recipe: Recipe,
+    a: Patch,
+    b: Patch,
+    *,
+    seed: int = 0,
+    n: int = 300,
+    stage: Callable[[str], None] = lambda words: None,
+) -> Comparison:
+    """Draw the same with one patch on and with the other.
+
+    Args:
+        pipe: a pipeline; whichever of the two is on is taken off meanwhile.
+        recipe: what both are to suppress.
+        a: one patch.
+        b: the other.
+        seed: same seed, same numbers.
+        n: pictures drawn for every kind of caption; partial diffusion uses a quarter as many noises.
+        stage: called with a few words at the beginning of every stage.
+
+    Raises:
+        HotfixError: the recipe or a patch does not fit the pipeline.
+    """
+    stacks = Stack.of(a), Stack.of(b)
+    for stack in stacks:
+        stack.check(pipe)
+    with Stack(tuple({patch.id: patch for patch in (a, b)}.values())).off(pipe):
+        stage("preparing the case")
+        denoiser = Denoiser(pipe, recipe.base.call)
+        case = prepare(recipe, denoiser)
+        trial, must_stay = Trial(denoiser, case, seed, n), MustStay.of(denoiser, [case], seed)
+        hits, drifts = [], []
+        stage("without either")
+        bare = trial.hits(Stack())
+        for patch, stack in zip((a, b), stacks, strict=True):
+            stage(f"with {patch.name} {patch.version}")
+            hits.append(trial.hits(stack))
+            drifts.append(must_stay.drift(stack))
+    return Comparison(
+        bare=_rate(bare),
+        patches=[
+            Compared(
+                patch=PatchRef(name=patch.name, version=patch.version, id=patch.id),
+                returned=_rate(hit),
+                alone=int((hit & ~other).sum()),
+                drift=float(drift.mean()),
+                bytes=sum(entry.data.nbytes for entry in patch.entries.values()),
+            )
+            for patch, hit, other, drift in zip((a, b), hits, hits[::-1], drifts, strict=True)
+        ],
+        n=len(must_stay.bare),
+        farther=interval((drifts[1] - drifts[0]).tolist()) if len(must_stay.bare) > 1 else None,
+    )
+
+
+def _rate(hits: Tensor) -> Rate:
+    return Rate.of(int(hits.sum()), len(hits))

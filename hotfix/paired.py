@@ -1,0 +1,80 @@
+"""Paired drawings: the same seeds under any stack, of what must not come out and of what must stay."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from hotfix.case import Case
+from hotfix.denoiser import Denoiser
+from hotfix.partial import LEVELS, back, cycled, in_turn
+from hotfix.scoring import KEEP, NOISES_SHARE, PARTIAL, REPLAY
+from hotfix.shapes import PerExample, Pictures
+from hotfix.stack import Stack
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The same drawings of one case, whatever is on."""
+
+    denoiser: Denoiser
+    case: Case
+    seed: int
+    n: int
+
+    @torch.no_grad()
+    def hits(self, stack: Stack) -> Tensor:
+        """Which drawings are a target: replays, then partial diffusion at every level from t_lo on; (N,) bool."""
+        with stack.on(self.denoiser.pipe):
+            return torch.cat(
+                [
+                    part
+                    for kind, captions in self.case.forget_kinds().items()
+                    for part in (self._replayed(captions), *self._brought_back(kind, captions))
+                ]
+            )
+
+    def _replayed(self, captions: Sequence[str]) -> Tensor:
+        drawn = self.denoiser.draw(cycled(captions, self.n), [self.seed + REPLAY + i for i in range(self.n)])
+        return torch.stack([target.returned(drawn) for target in self.case.targets]).any(dim=0)
+
+    def _brought_back(self, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
+        targets = self.case.targets
+        noises = max(2, self.n // NOISES_SHARE, len(targets))
+        turn, x_f, eps = in_turn(targets, noises, self.seed + PARTIAL)
+        rows = self.denoiser.embed(cycled(captions, noises))
+        for t in LEVELS:
+            if t >= max(target.t_lo for target in targets):
+                drawn = back(self.denoiser, x_f, eps, t, rows, kind)
+                yield torch.stack([target.returned(drawn) for target in targets])[turn, torch.arange(noises)]
+
+
+@dataclass(frozen=True)
+class MustStay:
+    """What no patch of the stack is about, as the bare base draws it."""
+
+    denoiser: Denoiser
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    bare: Pictures
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, cases: Sequence[Case], seed: int) -> Self:
+        """Everything that the cases retain, but for what any of them forgets."""
+        captions = sorted({caption for case in cases for caption in case.retain_captions if caption})
+        forgotten = {caption for case in cases for caption in case.captions if case.scope == "any"}
+        captions = [caption for caption in captions if caption not in forgotten] or [""] * len(cases[0].retain_captions)
+        seeds = [seed + KEEP + i for i in range(len(captions))]
+        bare = denoiser.draw(captions, seeds)
+        targets = [target for case in cases for target in case.targets]
+        kept = ~torch.stack([target.returned(bare) for target in targets]).any(dim=0)
+        rows = kept.nonzero().flatten().tolist()
+        return cls(denoiser, tuple(captions[i] for i in rows), tuple(seeds[i] for i in rows), bare[kept])
+
+    def drift(self, stack: Stack) -> PerExample:
+        """How far each picture moves with a stack on: RMSE in [0, 1]."""
+        with stack.on(self.denoiser.pipe):
+            drawn = self.denoiser.draw(self.captions, self.seeds)
+        return (drawn - self.bare).square().mean(dim=(1, 2, 3)).sqrt() / 2

@@ -1,0 +1,54 @@
+"""Two patches on the same seeds: each as it is alone, pair by pair, and the pipeline as it was."""
+
+import pytest
+from conftest import make_recipe
+
+from hotfix.comparing import compare
+from hotfix.demo import fingerprint
+from hotfix.describe import beside
+from hotfix.errors import BaseMismatch
+from hotfix.interfering import interference
+from hotfix.report import Compared, Comparison, PatchRef, Rate
+from hotfix.stack import Stack, applied
+
+
+def compared(alone: int) -> Compared:
+    ref = PatchRef(name="a", version="1.0.0", id="sha256:0")
+    return Compared(patch=ref, returned=Rate.of(alone, 20), alone=alone, drift=0.0, bytes=1)
+
+
+def test_each_has_the_numbers_that_it_has_in_a_stack(tmp_path, family, pipe, patches):
+    a, b = patches[:2]
+    recipe, original = make_recipe(tmp_path, family, a.name), fingerprint(pipe)
+    found = compare(pipe, recipe, a, b, n=4)
+    held = interference(pipe, [recipe], stack=Stack.of(a, b), n=4).patches[0]
+    assert found.bare == held.bare and found.patches[0].returned == held.alone
+    assert found.patches[0].drift == pytest.approx(held.drift) and found.n > 1
+    assert fingerprint(pipe) == original and not applied(pipe)
+    for one in found.patches:
+        assert f"{one.patch.name} 1.0.0" in beside(found)
+
+
+def test_a_patch_beside_itself_differs_in_nothing(tmp_path, family, pipe, patches):
+    found = compare(pipe, make_recipe(tmp_path, family), patches[0], patches[0], n=2)
+    assert [one.alone for one in found.patches] == [0, 0] and found.chance == 1
+    assert found.farther == (0, 0)
+
+
+def test_what_is_on_is_on_again_afterwards(tmp_path, family, pipe, patches):
+    Stack.of(*patches).apply(pipe)
+    before = set(applied(pipe))
+    compare(pipe, make_recipe(tmp_path, family), patches[0], patches[1], n=2)
+    assert set(applied(pipe)) == before
+
+
+def test_chance_is_the_exact_test_on_pairs():
+    for first, second, p in ((0, 0, 1.0), (6, 0, 2 / 2**6), (0, 6, 2 / 2**6), (3, 3, 1.0)):
+        found = Comparison(bare=Rate.of(0, 20), patches=[compared(first), compared(second)], n=1, farther=None)
+        assert found.chance == pytest.approx(p)
+
+
+def test_a_patch_of_another_base_is_refused_before_anything_is_drawn(tmp_path, family, pipe, patches, built):
+    other = next(made[0] for name, made in built.items() if name != family)
+    with pytest.raises(BaseMismatch):
+        compare(pipe, make_recipe(tmp_path, family), patches[0], other, n=2, stage=pytest.fail)
