@@ -93,11 +93,11 @@ def _stale(found: list[Entry], now: str, lock_file: Path) -> LedgerError | None:
 
 def _line(entry: Entry, remark: str) -> str:
     """One entry as one line, whatever stands in it."""
-    facts = [f"{key.replace('_', ' ')}: {_text(value)}" for key, value in entry.facts.items()]
+    facts = [f"{key.replace('_', ' ')}: {_text(value)}" for key, value in sorted(entry.facts.items())]
     requests = dict.fromkeys(ref.request for ref in entry.patches if ref.request)
     words = [
         " ".join([entry.verb, ", ".join(map(_name, entry.patches))]),
-        *(f"asked for by: {request}" for request in requests),
+        *(f"request: {request}" for request in requests),
         *([f"out: {', '.join(map(_name, entry.out))}"] if entry.out else []),
         *facts,
         *([remark] if remark else []),
