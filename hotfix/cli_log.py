@@ -40,7 +40,7 @@ def log(
         for one in chosen
     ]
     text = [_line(one, remarks.get(one.n, "")) for one in chosen] or [f"nothing about {', '.join(names) or 'anything'}"]
-    console.data({"head": head, "lines": rows}, "\n".join([*text, f"{len(found)} lines, the last is {head}"]), json)
+    console.data({"head": head, "lines": rows}, "\n".join([*text, f"the last of {len(found)}: {head}"]), json)
     if (problem := _stale(found, now, lock_file)) is not None:
         raise problem
 

@@ -55,10 +55,10 @@ def _once(server: str, lock_file: Path, way: "Way", json: bool, *, dry_run: bool
     """Print the plan, carry it out, and print what requests must carry; if `quiet`, only where something is to do."""
     from hotfix.sync import carry_out, plan
 
-    note = ledger.notes(lock_file)
     made = plan(server, lock_file, way)
     if made.done and quiet:
         return
+    note = ledger.notes(lock_file)
     if not json:
         print(
             "\n".join("  ".join((f"{change:5}", *one)) for change, *one in map(dict.values, made.changes))

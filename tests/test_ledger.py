@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from patching import random_patch
 from hotfix import chain, ledger, lock
 from hotfix.chain import Ref
 from hotfix.cli_log import approve, log
+from hotfix.cli_sign import distrust, sign, trust
+from hotfix.cli_stack import merge
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, LedgerError, SaveError, StackError
 from hotfix.patch import Patch
 
 HOTFIX = Path(sys.executable).with_name("hotfix")
 PATCHES = Path(__file__).parents[1] / "patches"
+DOCS = Path(__file__).parents[1] / "docs"
 ONE = Ref(name="one", version="1.0.0", id=f"sha256:{'1' * 64}", request="TICKET-1")
 
 
@@ -121,6 +125,16 @@ def test_what_the_chain_alone_cannot_find_a_noted_head_does(path, raw, capsys):
         log(lock_file=path)
         with pytest.raises(LedgerError, match="has no line sha256:"):
             log(lock_file=path, expect=head)
+
+
+def test_the_page_says_how_to_verify_it_without_hotfix(tmp_path, raw):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "ledger.md").read_text(), flags=re.DOTALL)
+    book = tmp_path / "it.jsonl"
+    for content in (raw, raw.replace(b"zw", b"Zw", 1), b"".join(lines(raw)[1:])):
+        book.write_bytes(content)
+        done = subprocess.run([sys.executable, "-I", "-c", code, book], capture_output=True, text=True, timeout=60)
+        assert (done.returncode == 0) is (content == raw), done.stderr
+        assert content != raw or done.stdout == f"{chain.entries(raw, 'it')[-1].digest}\n"
 
 
 def test_nothing_that_a_line_holds_makes_two_of_it_or_colours_a_terminal(path, raw, capsys):
@@ -289,6 +303,22 @@ def test_where_there_is_no_ledger_only_those_who_may_begin_one(path):
     ledger.notes(path, begin=True)("built", [ONE])
     ledger.notes(path)("pushed", [ONE])
     assert [one.verb for one in ledger.read(path)[0]] == ["built", "pushed"]
+
+
+def test_who_signs_merges_and_trusts_is_in_it(path, files, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"], check=True)
+    ledger.beside(path).touch()
+    sign(files[0], key=Path("key"))
+    trust((Path("key.pub"),), lock_file=path)
+    lock.add(path, files[:1])
+    distrust([one.name for one in lock.signers(path)], allow_unsigned=True, lock_file=path)
+    merge(files[:2], out=Path("both-1.0.0.safetensors"))
+    told, now = ledger.read(path)
+    assert [one.verb for one in told] == ["signed", "trusted", "added", "distrusted", "merged"]
+    assert told[0].facts["signature"] == chain.sha256(files[0].with_name(files[0].name + ".sig").read_bytes())
+    assert told[1].facts["trusted"] == told[3].facts["distrusted"] != []
+    assert told[4].patches == [ledger.ref(Patch.load("both-1.0.0.safetensors"))] and told[3].lock.after == now
 
 
 def test_an_approval_names_its_evidence_or_is_refused(path, capsys, monkeypatch):
