@@ -6,6 +6,7 @@ A line is the compact JSON of an Entry with sorted keys, and a line feed. `diges
 
 import hashlib
 import json
+from shlex import quote
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +15,6 @@ from hotfix.errors import LedgerError
 
 START = "sha256:" + "0" * 64  # what the first line follows
 BACK = "get the file back from a copy; or move it away and keep it: the next change begins another"
-
 UNDONE = "what it says was interrupted, or undone without hotfix"
 
 
@@ -77,10 +77,10 @@ def end(raw: bytes, name: str) -> Entry | None:
     """
     whole, _, rest = raw.rpartition(b"\n")
     if rest and _entry(rest):
-        raise LedgerError(f"{name} ends without a line feed", hint=f"echo >> {name}")
+        raise LedgerError(f"{name} ends without a line feed", hint=f"echo >> {quote(name)}")
     number = raw.count(b"\n")
     if rest:
-        hint = f"truncate -s {len(raw) - len(rest)} {name}; what changes a lock had not been done yet"
+        hint = f"truncate -s {len(raw) - len(rest)} {quote(name)}; what changes a lock had not been done yet"
         raise LedgerError(f"{name} ends within line {number + 1}, as after a power cut", hint=hint)
     if not raw:
         return None

@@ -19,9 +19,10 @@ app = App(
 )
 
 STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
-TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom, cli_log.log, cli_log.approve)
+TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
+RECORD = (cli_log.log, cli_log.approve)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
-for _verb in STACKS + TRUST + PLACES:
+for _verb in STACKS + TRUST + RECORD + PLACES:
     app.command(_verb)
 app.command(cli_hub.list_lines, name="list")
 app.command(cli_exchange.import_, name="import")
@@ -76,10 +77,10 @@ def build(
     with console.bar() as progress:
         patch = make(wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say)
     print(path := patch.save(out))
-    note("built", built := [ledger.ref(patch)])
     ran_on = hardware(pipe.device)
     made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
     console.say(f"how it came to be: {provenance.save(made, path)}")
+    note("built", built := [ledger.ref(patch)])
     if not n:
         return
     gallery = Gallery() if html else None

@@ -96,7 +96,7 @@ def _line(entry: Entry, remark: str) -> str:
     facts = [f"{key.replace('_', ' ')}: {_text(value)}" for key, value in sorted(entry.facts.items())]
     requests = dict.fromkeys(ref.request for ref in entry.patches if ref.request)
     words = [
-        " ".join([entry.verb, ", ".join(map(_name, entry.patches))]),
+        f"{entry.verb} {', '.join(map(_name, entry.patches))}".rstrip(),
         *(f"request: {request}" for request in requests),
         *([f"out: {', '.join(map(_name, entry.out))}"] if entry.out else []),
         *facts,

@@ -39,8 +39,8 @@ def ref(patch: "Patch") -> Ref:
 
 
 def evidence(report: "Report", content: bytes) -> dict[str, str | bool]:
-    """What a ledger keeps of a report: the sha256 of its file, and whether the budget was kept."""
-    return {"report": sha256(content), "within_budget": not report.misses}
+    """What a ledger keeps of a report: its recipe, the sha256 of its file, and whether the budget was kept."""
+    return {"recipe": report.recipe, "report": sha256(content), "within_budget": not report.misses}
 
 
 def actor() -> str:

@@ -81,7 +81,9 @@ def _said(
         return {"verb": "added", "patches": new, "out": out, "facts": facts}
     if out:
         return {"verb": "removed", "patches": out, "facts": facts}
-    return {"verb": next(iter(facts), "rewritten"), "patches": [ledger.ref(patch) for patch in patches], "facts": facts}
+    if facts:
+        return {"verb": next(iter(facts)), "patches": [], "facts": facts}
+    return {"verb": "rewritten", "patches": [ledger.ref(patch) for patch in patches]}
 
 
 @dataclass(frozen=True)

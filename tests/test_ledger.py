@@ -332,6 +332,7 @@ def test_an_approval_names_its_evidence_or_is_refused(path, capsys, monkeypatch)
     said = json.loads(capsys.readouterr().out)
     assert said["facts"] == {
         "note": "as asked",
+        "recipe": "syria-2025 1.0.0",
         "report": f"sha256:{hashlib.sha256(report.read_bytes()).hexdigest()}",
         "within_budget": True,
     }
@@ -373,7 +374,7 @@ def test_the_story_of_a_patch_through_the_command_line(tmp_path):
     assert all(ref["id"] == patch.id for one in told for ref in one["patches"]) and patch.id[:19] in done.stdout
     assert [ref.get("request") for one in told for ref in one["patches"]] == ["TICKET-17"] * 5 + [None]
     report = hashlib.sha256((tmp_path / "dist/quarters-1.0.0.report.json").read_bytes()).hexdigest()
-    assert told[1]["facts"] == {"report": f"sha256:{report}", "within_budget": False}
+    assert told[1]["facts"] == {"recipe": "quarters 1.0.0", "report": f"sha256:{report}", "within_budget": False}
     assert told[2]["facts"] == told[1]["facts"] | {"note": "seen"}
     assert told[4]["facts"] == {"copy": "patched", "dtype": "float32", "pipeline": "pico"}
     assert {one["at"] for one in told} == {"2023-11-14T22:13:20Z"}  # SOURCE_DATE_EPOCH
