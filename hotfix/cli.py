@@ -2,12 +2,25 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
 
-from hotfix import cli_compare, cli_exchange, cli_hub, cli_sign, cli_stack, cli_sync, console, hub, lock
+from hotfix import (
+    cli_compare,
+    cli_exchange,
+    cli_hub,
+    cli_log,
+    cli_sign,
+    cli_stack,
+    cli_sync,
+    console,
+    hub,
+    ledger,
+    lock,
+)
 from hotfix.errors import HotfixError, StackError
 from hotfix.options import Json, Out, Parameter, ShowForget, pictures_for, pipeline_of
 
@@ -17,10 +30,11 @@ app = App(
     suppress_keyboard_interrupt=False,  # console.door says what to do next
 )
 
-STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync)
+STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync, cli_compare.compare)
 TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
+RECORD = (cli_log.log, cli_log.approve)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
-for _verb in (*STACKS, *TRUST, *PLACES, cli_compare.compare):
+for _verb in STACKS + TRUST + RECORD + PLACES:
     app.command(_verb)
 app.command(cli_hub.list_lines, name="list")
 app.command(cli_exchange.import_, name="import")
@@ -61,6 +75,7 @@ def build(
     wanted = Recipe.load(recipe)
     wanted.pictures()  # what can be refused is refused before torch and diffusers are imported
     locate(wanted.base.pipeline, wanted.base.revision)
+    note = ledger.notes(stack or Path(lock.LOCK), begin=True)
     console.quiet_libraries()
     from hotfix import provenance
     from hotfix.building import build as make
@@ -78,11 +93,13 @@ def build(
     ran_on = hardware(pipe.device)
     made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
     console.say(f"how it came to be: {provenance.save(made, path)}")
+    note("built", built := [ledger.ref(patch)])
     if not n:
         return
     gallery = Gallery(show_forget) if html else None
     report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
+    note("scored", built, **ledger.evidence(report, report.text().encode()))
     if html:
         print(report.to_html(out / f"{patch.name}-{patch.version}.report.html", gallery))
     if report.misses:
@@ -143,6 +160,7 @@ def score(
     if (html or attacks) and len(wanted) > 1:
         raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
+    note, on = ledger.notes(stack or Path(lock.LOCK)), [ledger.ref(patch) for patch in patches.patches]
     pipe = pipeline_of(pipeline)
     from hotfix.describe import summary, together
 
@@ -151,6 +169,7 @@ def score(
 
         found = interference(pipe, wanted, stack=patches, seed=seed, n=n, stage=console.say)
         console.data(found.model_dump(mode="json"), together(found), json)
+        note("scored", on, weakened=[one.patch.name for one in found.patches if one.weakened])
         if found.conflicts:
             raise SystemExit(console.OVER_BUDGET)
     else:
@@ -163,6 +182,7 @@ def score(
             pipe, wanted[0], stack=patches, seed=seed, n=n, attacks=ways, gallery=gallery, stage=console.say
         )
         console.data(report.model_dump(mode="json"), summary(report), json)
+        note("scored", on, **ledger.evidence(report, report.text().encode()))
         if html:
             console.say(str(report.to_html(html, gallery)))
         if report.misses:
@@ -184,6 +204,7 @@ def apply(
     Args:
         pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
     """
+    from hotfix.recipe import without_path
     from hotfix.stack import Stack
 
     if out.exists() and any(out.iterdir()):
@@ -191,10 +212,13 @@ def apply(
     if dtype not in ("float32", "float16", "bfloat16"):
         raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
     patches = Stack.load(stack)
+    book, on = ledger.beside(stack), [ledger.ref(patch) for patch in patches.patches]
+    copy = {"pipeline": without_path(pipeline), "copy": out.absolute().name, "dtype": dtype}
+    ready = partial(ledger.append, book, "applied", on, **copy) if ledger.kept(book) else lambda: None
     pipe = pipeline_of(pipeline)
     from hotfix.patched_copy import save_folded
 
-    print(save_folded(patches, pipe, out, dtype, allow_related_base=allow_related_base))
+    print(save_folded(patches, pipe, out, dtype, allow_related_base=allow_related_base, ready=ready))
 
 
 @app.command

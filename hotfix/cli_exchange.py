@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console
+from hotfix import console, ledger, lock
 from hotfix.options import Json, Out, Parameter, pipeline_of
 
 
@@ -51,7 +51,9 @@ def import_(
     from hotfix.importing import check, wrap
 
     check(file, name, version)
+    note = ledger.notes(Path(lock.LOCK))
     repo, _, commit = base.partition("@")
     made = wrap(file, pipeline_of(base), name, version, repo=repo, commit=commit, request=request)
     path = made.save(out)
     console.data({"path": str(path), "id": made.id}, str(path), json)
+    note("imported", [ledger.ref(made)])

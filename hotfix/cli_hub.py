@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, lock
+from hotfix import console, ledger, lock
 from hotfix.options import Json, Lock, Out, Parameter
 
 
@@ -32,10 +32,12 @@ def push(
     from hotfix.report import Report
 
     opened, measured = Patch.load(patch), Report.load(report) if report else None
+    note = ledger.notes(Path(lock.LOCK))
     done = publish(opened, repo, report=measured, private=private or None, license=license)
     if not done.new:
         console.say("this very patch was there already: nothing was changed, its report and signatures neither")
     console.data(asdict(done), f"{done.repo}@{done.version}", json)
+    note("pushed", [ledger.ref(opened)], repo=done.repo, revision=done.revision)
 
 
 def pull(reference: str, /, *, out: Out = Path("dist"), json: Json = False) -> None:

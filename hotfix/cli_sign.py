@@ -5,7 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, lock, signing
+from hotfix import console, ledger, lock, signing
+from hotfix.chain import sha256
 from hotfix.container import content, write_atomically
 from hotfix.errors import HotfixError, SignatureError
 from hotfix.options import Json, Lock, Parameter, pipeline_of
@@ -45,10 +46,13 @@ def sign(
         raise SignatureError(
             "--chain goes with --certificate, --identity-token with --keyless", hint="hotfix sign --help"
         )
+    note = ledger.notes(Path(lock.LOCK))
     if key is not None:
-        print(signing.sign(patch, key, certificate=certificate, chain=chain, replace=replace))
+        made = signing.sign(patch, key, certificate=certificate, chain=chain, replace=replace)
     else:
-        print(signing.sign_keyless(patch, identity_token, replace=replace))
+        made = signing.sign_keyless(patch, identity_token, replace=replace)
+    print(made)
+    note("signed", [ledger.ref(Patch.load(patch))], signature=sha256(made.read_bytes()))
 
 
 def verify(

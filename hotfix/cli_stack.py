@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, lock
+from hotfix import console, ledger, lock
 from hotfix.errors import StackError
 from hotfix.options import Json, Lock, Parameter
 
@@ -52,9 +52,11 @@ def merge(
     name, _, version = out.name.removesuffix(".safetensors").rpartition("-")
     if out.suffix != ".safetensors" or not name:
         raise StackError(f"-o is {out.name}", wanted="NAME-VERSION.safetensors", hint="such as faces-1.0.0.safetensors")
+    note = ledger.notes(Path(lock.LOCK))
     made = merged([Patch.load(path) for path in patches], name, version)
     path = made.save(out)
     console.data({"path": str(path), "id": made.id}, str(path), json)
+    note("merged", [ledger.ref(made)])
 
 
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:

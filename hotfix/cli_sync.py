@@ -6,8 +6,10 @@ from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
-from hotfix import console, lock
+from hotfix import console, ledger, lock
+from hotfix.chain import Ref
 from hotfix.errors import HotfixError
 from hotfix.options import Json, Lock, Parameter
 
@@ -56,6 +58,7 @@ def _once(server: str, lock_file: Path, way: "Way", json: bool, *, dry_run: bool
     made = plan(server, lock_file, way)
     if made.done and quiet:
         return
+    note = ledger.notes(lock_file)
     if not json:
         print(
             "\n".join("  ".join((f"{change:5}", *one)) for change, *one in map(dict.values, made.changes))
@@ -63,6 +66,9 @@ def _once(server: str, lock_file: Path, way: "Way", json: bool, *, dry_run: bool
             flush=True,
         )
     fields = {} if made.done or dry_run else carry_out(made, lock_file, way)
+    if not dry_run:
+        on = [Ref(name=name, version=version, id=id_) for name, version, id_ in made.wanted]
+        note("synced", on, server=urlsplit(server).netloc.rpartition("@")[2], kind=made.kind)
     value = {
         "server": server,
         "kind": made.kind,

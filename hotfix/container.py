@@ -10,7 +10,7 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +150,13 @@ def dump(metadata: Mapping[str, str], tensors: Mapping[str, Entry]) -> bytes:
     return b"".join([struct.pack("<Q", len(text)), text, *(tensors[key].data for key in order)])
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, ready: Callable[[], object] = lambda: None) -> None:
     """Write a file whole or not at all, with mode 0644.
+
+    Args:
+        path: where.
+        content: what.
+        ready: called when all is on the disk, under another name as yet; what it raises leaves nothing behind.
 
     Raises:
         SaveError: the disk is full, or the folder cannot be written; nothing is left behind.
@@ -165,6 +170,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
+        ready()
         temporary.replace(path)
     except OSError as error:
         raise SaveError(

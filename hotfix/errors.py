@@ -10,6 +10,7 @@ HotfixError
 ├── SignatureError       not signed, not by whom it must be, or a key that cannot be used
 ├── BaseMismatch         a patch for other weights
 ├── StackError           patches that cannot be on together, or are not there
+├── LedgerError          a record that is not as it was written, or is not there
 ├── HubError             the Hub has it not, does not allow it, or cannot be reached
 ├── ServerError          a running server does not answer, or refused
 ├── HostError            the host did something that would put a patch out of action
@@ -61,6 +62,10 @@ class BaseMismatch(HotfixError):
 
 class StackError(HotfixError):
     """Patches that cannot be on together, or are not there."""
+
+
+class LedgerError(HotfixError):
+    """The record of what was done is not as it was written."""
 
 
 class HubError(HotfixError):

@@ -81,8 +81,7 @@ class Live:
             if [patch.id for patch in new.patches] == [patch.id for patch in self.stack.patches]:
                 self._verify(new)
                 return False
-            lock.save(staged, new.patches, self._signers())
-            self._swap(new, staged)
+            self._swap(new)
             return True
         finally:
             with suppress(OSError):
@@ -100,11 +99,11 @@ class Live:
         kept = self.folder / lock.LOCK
         return lock.signers(kept) if kept.exists() else []
 
-    def _swap(self, new: Stack, staged: Path) -> None:
+    def _swap(self, new: Stack) -> None:
         self.stack.replace(self.pipe, new)
         try:
             self._verify(new)
-            staged.replace(self.folder / lock.LOCK)
+            lock.save(self.folder / lock.LOCK, new.patches)
         except BaseException:
             new.replace(self.pipe, self.stack)
             raise

@@ -7,11 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from packaging.version import Version
 
-from hotfix import hub, relations, signing
+from hotfix import hub, ledger, relations, signing
+from hotfix.chain import Change, Ref, sha256
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, StackError, joined
 from hotfix.patch import Patch
@@ -21,17 +23,23 @@ LOCK = "hotfix.lock"
 LOCK_VERSION = 1
 
 
-def save(path: Path, patches: Sequence[Patch], pinned: Sequence[Signer] | None = None) -> Path:
+def save(
+    path: Path, patches: Sequence[Patch], pinned: Sequence[Signer] | None = None, *, seen: str | None = None
+) -> Path:
     """Write a lock of patches, in stack order. Files are named relative to it, what was pulled by its repository.
+
+    What changes is written into its ledger first: no change without a line.
 
     Args:
         path: of the lock.
         patches: what it lists.
         pinned: whose signatures count from now on; by default, whoever the lock that is there says.
+        seen: sha256 of the lock that this was made from. Another one by now is not written over.
 
     Raises:
-        StackError: a patch that is not in a file yet.
-        SignatureError: a patch without such a signature. Then nothing is written.
+        StackError: a patch that is not in a file yet, or another lock than was seen.
+        SignatureError: a patch without such a signature.
+        SaveError, LedgerError: the lock or its ledger cannot be written. Then, as above, nothing is changed.
     """
     if pinned is None:
         pinned = signers(path) if path.exists() else []
@@ -44,8 +52,38 @@ def save(path: Path, patches: Sequence[Patch], pinned: Sequence[Signer] | None =
         assert patch.source is not None  # or it would have no row
         signing.load(patch.source, pinned)
     text = tomli_w.dumps({"lock-version": LOCK_VERSION, **policy, "patches": entries})
-    write_atomically(path, b"# Written by hotfix. Order is part of it.\n" + text.encode())
+    content = b"# Written by hotfix. Order is part of it.\n" + text.encode()
+    with ledger.alone(ledger.beside(path)) as write:
+        change = Change(before=ledger.state(path), after=sha256(content))
+        if change.before == change.after:
+            return path
+        if seen not in (None, change.before):
+            raise StackError(f"{path} was changed meanwhile", hint="nothing was written; give the same command again")
+        said = _said(_read(path) if change.before else ([], []), patches, [Row(**row) for row in entries], pinned)
+        write_atomically(path, content, ready=lambda: write(**said, lock=change))
     return path
+
+
+def _said(
+    before: tuple[list["Row"], list[Signer]], patches: Sequence[Patch], now: list["Row"], pinned: Sequence[Signer]
+) -> dict[str, Any]:
+    """What a ledger says of a change of a lock."""
+    rows, trusted = before
+    new = [ledger.ref(patch) for patch, row in zip(patches, now, strict=True) if row not in rows]
+    kept = {row.id for row in now}
+    out = [Ref(name=row.name, version=row.version, id=row.id) for row in rows if row.id not in kept]
+    facts = {
+        "trusted": [one.name for one in pinned if one not in trusted],
+        "distrusted": [one.name for one in trusted if one not in pinned],
+    }
+    facts = {verb: names for verb, names in facts.items() if names}
+    if new:
+        return {"verb": "added", "patches": new, "out": out, "facts": facts}
+    if out:
+        return {"verb": "removed", "patches": out, "facts": facts}
+    if facts:
+        return {"verb": next(iter(facts)), "patches": [], "facts": facts}
+    return {"verb": "rewritten", "patches": [ledger.ref(patch) for patch in patches]}
 
 
 @dataclass(frozen=True)
@@ -154,6 +192,7 @@ def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
         StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
             nothing is written.
     """
+    seen = ledger.state(path)
     before, pinned = (load(path), signers(path)) if path.exists() else ([], [])
     stack = {patch.name: patch for patch in before}
     read = partial(signing.load, accepted=pinned)
@@ -164,7 +203,7 @@ def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
         for one in stack.values():
             relations.same_base(one.manifest, patch.manifest)
         stack[patch.name] = patch
-    _write(path, before, list(stack.values()))
+    _write(path, seen, before, list(stack.values()))
     return [patch for patch in before if patch.id not in {one.id for one in stack.values()}]
 
 
@@ -174,7 +213,7 @@ def remove(path: Path, names: Sequence[str]) -> None:
     Raises:
         StackError: a name that is not in it, or one that another patch requires. Then nothing is written.
     """
-    listed = rows(path)
+    seen, listed = ledger.state(path), rows(path)
     if missing := sorted(set(names) - {row.name for row in listed}):
         wanted = f"one of: {', '.join(row.name for row in listed) or 'nothing'}"
         raise StackError(f"{', '.join(missing)} is not in {path}", wanted=wanted, hint="hotfix status")
@@ -184,7 +223,7 @@ def remove(path: Path, names: Sequence[str]) -> None:
         if row.name in names:
             with suppress(HotfixError):  # a file that is not the one that was locked may always go
                 gone.append(locked(path, row))
-    _write(path, [*kept, *gone], kept)
+    _write(path, seen, [*kept, *gone], kept)
 
 
 def pin(path: Path, pinned: Sequence[Signer]) -> None:
@@ -193,16 +232,17 @@ def pin(path: Path, pinned: Sequence[Signer]) -> None:
     Raises:
         SignatureError: a listed patch that none of them has signed. Then nothing is written.
     """
+    seen = ledger.state(path)
     patches = [locked(path, row, pinned) for row in rows(path)] if path.exists() else []
-    save(path, patches, pinned)
+    save(path, patches, pinned, seen=seen)
 
 
-def _write(path: Path, before: Sequence[Patch], after: Sequence[Patch]) -> None:
+def _write(path: Path, seen: str, before: Sequence[Patch], after: Sequence[Patch]) -> None:
     """Write a lock that has no problem which the one before had not: a bad one may be mended step by step."""
     was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
     if new := [problem for problem in now if str(problem) not in map(str, was)]:
         raise joined(new, StackError)
-    save(path, after)
+    save(path, after, seen=seen)
 
 
 def _source(patch: Patch, folder: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A patched copy of a pipeline on disk, for those who must not need hotfix: the stack is in its weights for good."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,18 @@ def fold(stack: Stack, pipe: Any, dtype: torch.dtype, allow_related_base: bool) 
             weight.copy_(weight.float().cpu() + change)
 
 
-def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str, *, allow_related_base: bool = False) -> Path:
+def save_folded(
+    stack: Stack,
+    pipe: Any,
+    out: Path,
+    dtype: str,
+    *,
+    allow_related_base: bool = False,
+    ready: Callable[[], object] = lambda: None,
+) -> Path:
     """Fold a stack into a pipeline and save it as `out`, whole or not at all.
+
+    `ready` is called when all is on the disk, under another name as yet; what it raises leaves nothing behind.
 
     Raises:
         HotfixError: the stack does not fit, or too little of it would survive.
@@ -47,6 +58,7 @@ def save_folded(stack: Stack, pipe: Any, out: Path, dtype: str, *, allow_related
     staging = out.with_name(f".{out.name}.partial")
     try:
         pipe.to(kind).save_pretrained(staging)
+        ready()
         if out.exists():
             out.rmdir()
         staging.rename(out)

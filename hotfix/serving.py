@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from hotfix import metrics
 from hotfix.ask import loopback
-from hotfix.errors import HotfixError
+from hotfix.errors import HotfixError, LedgerError, SaveError
 from hotfix.guard import noted, snapshot_id
 from hotfix.live import NOTHING, Live, Refused
 from hotfix.stack import applied
@@ -168,7 +168,8 @@ class HotfixMiddleware:
         return self._state()
 
     def _problem(self, error: Exception) -> Answer:
-        status = getattr(error, "status", 422) if isinstance(error, HotfixError) else 500
+        ours = not isinstance(error, HotfixError) or isinstance(error, SaveError | LedgerError)
+        status = 500 if ours else getattr(error, "status", 422)
         if not isinstance(error, HotfixError):
             error = HotfixError(f"{type(error).__name__} on the server", hint="the previous stack is on; see its log")
         headers = {401: {"WWW-Authenticate": "Bearer"}, 413: {"Connection": "close"}}.get(status, {})

@@ -370,11 +370,13 @@ def test_the_command_line_there_and_back(tmp_path, monkeypatch, capsys):
     assert path == "uneven-1.0.0-kohya/uneven-1.0.0_kohya.safetensors"
     assert_one_sentence(hotfix(capsys, "show", path), "more or less than pairs")
     naming = ("--name", "again", "--version", "2.0.0")
+    (tmp_path / "hotfix.log.jsonl").touch()
     done = hotfix(capsys, "import", path, "--base", "pico", *naming)
     assert done.returncode == 0, done.stderr
     made = "dist/again-2.0.0.safetensors"
     assert done.stdout == f"{made}\n"
     assert Patch.load(made).entries == evened(patch)
+    assert f'"id":"{Patch.load(made).id}"' in (tmp_path / "hotfix.log.jsonl").read_text()
     assert hotfix(capsys, "verify", made, "--base", "pico").returncode == 0
     assert "a LoRA of other tools" in hotfix(capsys, "show", made).stdout
     shutil.rmtree("dist")

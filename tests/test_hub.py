@@ -12,7 +12,7 @@ from minihub import TOKEN, MiniHub
 from patching import random_patch
 
 import hotfix
-from hotfix import hub, lock, signing
+from hotfix import hub, ledger, lock, signing
 from hotfix.card import page
 from hotfix.errors import (
     DigestMismatch,
@@ -549,6 +549,7 @@ def test_from_push_to_a_patched_copy_and_stock_diffusers(server, make, tmp_path)
             timeout=100,
         )
 
+    (tmp_path / "hotfix.log.jsonl").touch()
     pushed = json.loads(command("push", patch.source, "acme/face", "--json").stdout)
     assert pushed["id"] == patch.id and pushed["new"]
     refused = command("push", make(seed=2, folder="other").source, "acme/face", HF_TOKEN="hf_secret")
@@ -568,3 +569,6 @@ def test_from_push_to_a_patched_copy_and_stock_diffusers(server, make, tmp_path)
     assert done.returncode == 0, done.stderr
     assert command("rm", "face", **without).returncode == 0
     assert lock.rows(tmp_path / "hotfix.lock") == []
+    told, _ = ledger.read(tmp_path / "hotfix.lock")
+    assert [one.verb for one in told] == ["pushed", "added", "applied", "removed"]
+    assert told[0].facts == {"repo": "acme/face", "revision": pushed["revision"]}

@@ -21,7 +21,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers import running
 
-from hotfix import lock, signing
+from hotfix import ledger, lock, signing
 from hotfix.errors import HotfixError, StackError
 from hotfix.patch import Patch
 from hotfix.serving import MAX_LOCK, HotfixMiddleware
@@ -224,7 +224,10 @@ def test_what_is_no_lock_changes_nothing(client, on, folder, case):
     assert answer.status_code == (413 if case.startswith("too large") else 422)
     assert set(answer.json()) == {"found", "wanted", "hint"} and answer.json()["hint"]
     assert str(folder) not in answer.text
-    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".safetensors") == [lock.LOCK]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".safetensors") == [
+        lock.LOCK,
+        "hotfix.log.jsonl",
+    ]
 
 
 def test_a_patch_for_another_base_changes_nothing(client, text, on):
@@ -354,14 +357,16 @@ def test_a_change_whose_lock_cannot_be_kept_is_undone(client, text, folder, monk
     replace = Path.replace
 
     def full(file, target):
-        if file.name == "hotfix.lock.new":
+        if target.name == lock.LOCK:
             raise OSError(28, "No space left on device")
         return replace(file, target)
 
     monkeypatch.setattr(Path, "replace", full)
     answer = put(client, text("quarters-1"))
-    assert answer.status_code == 500 and "the previous stack is on" in answer.json()["hint"]
+    assert answer.status_code == 500 and answer.json()["found"].startswith("cannot write hotfix.lock")
     assert picture(client) == before and names(client) == []
+    written, now = ledger.read(folder / lock.LOCK)
+    assert [one.verb for one in written] == ["added"] and now == written[0].lock.before
 
 
 def test_a_folder_whose_lock_cannot_be_read_is_not_changed(client, text, folder):

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from test_cli import HOTFIX, assert_one_sentence
 
-from hotfix import lock, vllm_omni
+from hotfix import ledger, lock, vllm_omni
 from hotfix.cli import main
 from hotfix.export import PEFT_PREFIX
 from hotfix.fold import delta
@@ -97,7 +97,7 @@ def on(pipe):
     return [one.name for one in applied(pipe)]
 
 
-def test_a_server_is_made_like_the_lock(server, pipe, locked, sync):
+def test_a_server_is_made_like_the_lock(server, pipe, locked, sync, tmp_path):
     locked(1)
     assert changes(sync(server, "--dry-run", "--json")) == [("on", "quarters-1")]
     assert on(pipe) == []
@@ -113,9 +113,12 @@ def test_a_server_is_made_like_the_lock(server, pipe, locked, sync):
     locked()
     assert changes(sync(server, "--json")) == [("off", "quarters-1"), ("off", "quarters-2")]
     assert on(pipe) == [] and sync(server).stdout == "no patches\n"
+    told = [one for one in ledger.read(tmp_path / lock.LOCK)[0] if one.verb == "synced"]
+    assert [[ref.name[-1] for ref in one.patches] for one in told] == [["1"], ["2", "1"], ["1", "2"], [], []]
+    assert told[0].facts == {"kind": "hotfix", "server": server.removeprefix("http://")}
 
 
-def test_what_a_server_refuses_is_said_and_changes_nothing(server, pipe, locked, sync, monkeypatch):
+def test_what_a_server_refuses_is_said_and_changes_nothing(server, pipe, locked, sync, monkeypatch, tmp_path):
     locked(1)
     sync(server)
     monkeypatch.setenv("HOTFIX_TOKEN", "another-token-of-the-tests")
@@ -126,6 +129,7 @@ def test_what_a_server_refuses_is_said_and_changes_nothing(server, pipe, locked,
     monkeypatch.delenv("HOTFIX_TOKEN")
     assert_one_sentence(sync(server), "there is no token")
     assert on(pipe) == ["quarters-1"]
+    assert [one.verb for one in ledger.read(tmp_path / lock.LOCK)[0]] == ["added", "synced", "added"]
 
 
 def test_a_token_goes_over_no_open_wire(locked, sync, monkeypatch):
