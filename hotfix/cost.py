@@ -48,9 +48,7 @@ def room(what: str, need: int, left: int, where: str, hint: str) -> None:
         HotfixError: more is needed than is free.
     """
     if need > left:
-        raise HotfixError(
-            f"{what} takes {gib(need)} of {where} memory, and {gib(left)} are free", wanted="as much", hint=hint
-        )
+        raise HotfixError(f"{what} takes {gib(need)} of {where} memory, and {gib(left)} are free", hint=hint)
 
 
 def gib(size: int) -> str:

@@ -56,7 +56,7 @@ def of(recipe: Recipe, denoiser: Denoiser, adapter: Adapter) -> Need:
     words = sum(value.nbytes for value in denoiser.embed([""]).values())
     there = {
         "factors and their average": 2 * vector,
-        "gradients and the step": 6 * vector,  # g_f and g_r, what they are made of and their sum, before, move
+        "gradients and the step": 8 * vector,  # g_f, g_r, what becomes of them, before, move; three while it is held
         "moments of AdamW": 2 * vector,
         "retained gradients": (1 + 2 * past) * vector,  # the last ones are copied when one joins them
         "encoded pictures": FLOAT * channels * sides[0] * sides[1] * (bank + looks),

@@ -91,13 +91,16 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
 
 def weights(folder: Path) -> int:
     """How many numbers the networks of a saved pipeline hold, from the headers of its files; variants do not count."""
-    count = 0
-    for path in folder.glob("*/*.safetensors"):
-        if path.name.count(".") == 1:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            count += sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-    return count
+    return sum(_numbers(path) for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1)
+
+
+def _numbers(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, OverflowError):  # whoever loads it says what is wrong with it
+        return 0
 
 
 def prompts(source: str) -> list[str]:

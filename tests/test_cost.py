@@ -1,14 +1,16 @@
 """What a build takes is known before it begins, refused where it cannot fit, and said at its end."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pico
 import pytest
 import torch
 from conftest import make_recipe
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hotfix import cost, denoiser, need, trial
+from hotfix import building, cost, denoiser, trial
 from hotfix.building import build
 from hotfix.calibrate import GRID, NOISES, chosen
 from hotfix.case import prepare
@@ -130,16 +132,44 @@ def test_a_plan_is_printed_and_nothing_is_built(saved, capsys):
     assert not (saved / "dist").exists()
 
 
-def test_memory_of_the_vectors_grows_with_the_rank_and_with_what_is_remembered(tmp_path, family, pipe):
-    def vectors(**train):
-        recipe = make_recipe(tmp_path, family, **train)
-        ready = Denoiser(pipe, recipe.base.call)
-        with attached(ready.model, ready.targets, recipe.train.rank, 0) as adapter:
-            return need.of(recipe, ready, adapter).there
+class Vectors(TorchDispatchMode):
+    """The most tensors of one size in bytes that were alive at once, of those made here."""
 
-    small, large = vectors(rank=2), vectors(rank=4)
-    assert large["moments of AdamW"] == 2 * small["moments of AdamW"]
-    assert vectors(surgery="orthogonal", memory=8)["retained gradients"] == 17 * small["retained gradients"]
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.alive, self.most = size, set(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and (storage := out.untyped_storage()).nbytes() == self.size:
+            if storage._cdata not in self.alive:
+                weakref.finalize(storage, self.alive.discard, storage._cdata)
+            self.alive.add(storage._cdata)
+            self.most = max(self.most, len(self.alive))
+        return out
+
+
+def test_the_vectors_that_are_planned_for_are_those_that_the_loop_holds(tmp_path, family, pipe, monkeypatch):
+    recipe = make_recipe(tmp_path, family, rank=64, steps=2)
+    found = plan(recipe, pipe)
+    vectors, loop = Vectors(4 * found.parameters), building.train
+    monkeypatch.setattr(building, "train", lambda *args, **kwargs: _under(vectors, lambda: loop(*args, **kwargs)))
+    build(recipe, pipe)
+    names = ("factors and their average", "gradients and the step", "moments of AdamW", "retained gradients")
+    assert vectors.most == sum(found.need.there[name] for name in names) / vectors.size
+
+
+def _under(mode, work):
+    with mode:
+        return work()
+
+
+def test_what_is_remembered_of_the_retain_gradient_is_planned_for(tmp_path):
+    plain, held = (
+        plan(make_recipe(tmp_path, "sd3", **train), pico.sd3()).need.there["retained gradients"]
+        for train in ({}, {"surgery": "orthogonal", "memory": 8})
+    )
+    assert held == 17 * plain
 
 
 # In a step
