@@ -77,8 +77,8 @@ def build(
     below = Stack.load(stack) if stack else Stack()
     pipe = load_pipeline(wanted)
     if plan:
-        from hotfix.plan import FEWER
-        from hotfix.plan import plan as probe
+        from hotfix.planning import FEWER
+        from hotfix.planning import plan as probe
 
         found = probe(wanted, pipe, stack=below)
         console.data(found.facts(), str(found), json)

@@ -1,4 +1,4 @@
-"""How much memory a build needs, by part, from shapes alone. What a step keeps for its backward pass is probed: `plan`.
+"""How much memory a build needs, by part, from shapes alone; `planning` probes what a step keeps for its backward pass.
 
 On an accelerator the parts lie there, and only the pictures of the bank on the host.
 """

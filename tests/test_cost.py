@@ -20,7 +20,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.lora import attached
 from hotfix.pipeline import load_pipeline, weights
-from hotfix.plan import KEPT, before, kept, plan, trials
+from hotfix.planning import KEPT, before, kept, plan, trials
 from hotfix.windows import windows
 
 TINY = 1000  # bytes

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Plan:
     seconds_of_trials: float  # at most: a trial ends at its first failure
     surrogates_timed: bool  # whether theirs are among the seconds before
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """For programs."""
         return {
             "parameters": self.parameters,
@@ -78,7 +79,10 @@ class Plan:
         training = self.steps * self.seconds_of_step
         rows = [
             ("trains", f"{self.parameters:,} parameters on {self.layers} layers"),
-            ("steps", f"{self.steps} at most; passed trials may end them from step {self.fewest_steps} on"),
+            (
+                "steps",
+                f"{self.steps} at most; trials that are passed may end them, at step {self.fewest_steps} or later",
+            ),
             (there, f"{cost.gib(self.weights)}  base weights, loaded already"),
             *((there, f"{cost.gib(size)}  {part}") for part, size in self.need.there.items()),
             *((host, f"{cost.gib(size)}  {part}") for part, size in self.need.host.items()),
@@ -91,7 +95,7 @@ class Plan:
         return "\n".join(f"{key:<9} {words}" for key, words in rows)
 
 
-def plan(recipe: Recipe, pipe: object, *, stack: Stack = NOTHING) -> Plan:
+def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
     """Count and probe; the pipeline comes back bit-identical.
 
     Args:
