@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "interfering": ["interference"],
         "patch": ["Patch"],
         "pipeline": ["load_pipeline"],
+        "planning": ["plan"],
         "publish": ["push"],
         "recipe": ["Recipe"],
         "report": ["Report"],

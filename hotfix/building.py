@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix import beside, lora, pictures
+from hotfix import beside, cost, describe, lora, need, pictures
 from hotfix import checkpoint as unfinished
 from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
@@ -18,6 +18,7 @@ from hotfix.fold import delta, survival
 from hotfix.manifest import BaseIdentity, Manifest, Scope, now
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.recipe import Recipe
+from hotfix.report import Build
 from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
 from hotfix.subspace import Directions, read_by, seed_above
@@ -36,6 +37,7 @@ def build(
     checkpoint: Path | None = None,
     progress: Progress = lambda step, steps, facts: None,
     stage: Callable[[str], None] = lambda words: None,
+    spent: Callable[[Build], None] = lambda cost: None,
 ) -> Patch:
     """Train a patch on a pipeline; the pipeline comes back bit-identical.
 
@@ -47,9 +49,11 @@ def build(
         checkpoint: a folder for the state of an unfinished build; one that is found there is resumed.
         progress: called with (step, steps, facts) while training.
         stage: called with a few words at the beginning of every stage, and with one line for every target on its
-            surrogates: how many were taken, and why others were refused.
+            surrogates: how many were taken, and why others were refused. The last line is what the build cost.
+        spent: called with the same at the end, for a report. A patch does not hold it: the same recipe, the same bytes.
 
     Raises:
+        HotfixError: more memory is needed than is free; nothing was done.
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
         StackError: patches are on.
     """
@@ -61,7 +65,11 @@ def build(
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
     denoiser = Denoiser(pipe, recipe.base.call)
-    with stack.on(pipe), _frozen(denoiser):
+    measured = cost.meter(denoiser.device)
+    targets = recipe.train.targets or denoiser.targets
+    with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
+        need.of(recipe, denoiser, adapter).check()
+    with stack.on(pipe), frozen(denoiser):
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
@@ -70,7 +78,6 @@ def build(
         state = None
         if checkpoint is not None:
             state = unfinished.path(checkpoint, recipe, denoiser.model, stack)
-        targets = recipe.train.targets or denoiser.targets
         below: Directions = {}
         seed = recipe.train.seed
         if recipe.train.orthogonal_to_stack:
@@ -94,6 +101,9 @@ def build(
         patch = _patch(recipe, denoiser, case, found, trained, tensors, stack)
     if state is not None:
         state.unlink(missing_ok=True)
+    facts = Build(steps=trained.steps, **measured())
+    stage(describe.cost(facts))
+    spent(facts)
     return patch
 
 
@@ -158,7 +168,7 @@ def _patch(
     return Patch(manifest.text(), entries)
 
 
-class _frozen:
+class frozen:
     """Evaluation mode without gradients on the base for the length of a build, and every flag back afterwards."""
 
     def __init__(self, denoiser: Denoiser) -> None:

@@ -193,16 +193,22 @@ def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
     return given[i : i + 1]
 
 
-def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
-    """Retain pictures and their captions: the user's, or the base's own drawings for the prompts it knows."""
+def bank_captions(recipe: Recipe, denoiser: Denoiser) -> list[str]:
+    """One for every picture of the bank, drawings of a forget picture among them."""
     if recipe.retain.images:
-        loaded = pictures.load(recipe.files(recipe.retain.images, "retain.images"), denoiser.size)
-        return [""] * len(loaded), loaded
+        return [""] * len(recipe.files(recipe.retain.images, "retain.images"))
+    if not denoiser.captioned:
+        return [""] * recipe.retain.size
     names = recipe.retain.prompts or known_prompts(recipe.base.pipeline) or [""]
     names = [name for name in names if name not in recipe.forget.captions][:MOST_PROMPTS]
-    captions = [names[i % len(names)] for i in range(max(recipe.retain.size, len(names)))]
-    if not denoiser.captioned:
-        captions = [""] * recipe.retain.size
+    return [names[i % len(names)] for i in range(max(recipe.retain.size, len(names)))]
+
+
+def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
+    """Retain pictures and their captions: the user's, or the base's own drawings for the prompts it knows."""
+    captions = bank_captions(recipe, denoiser)
+    if recipe.retain.images:
+        return captions, pictures.load(recipe.files(recipe.retain.images, "retain.images"), denoiser.size)
     generator = torch.Generator().manual_seed(recipe.train.seed)
     shape = (len(captions), *denoiser.latent_shape)
     x_T = torch.randn(shape, generator=generator).to(denoiser.device)

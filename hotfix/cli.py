@@ -61,10 +61,13 @@ def build(
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
     html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures.")] = False,
     show_forget: ShowForget = False,
+    plan: Annotated[bool, Parameter(negative=(), help="Only say what it will take in memory and time.")] = False,
+    json: Annotated[bool, Parameter(name="--json", negative=(), help="With --plan: as JSON.")] = False,
 ) -> None:
     """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
 
-    Exits with 3 when the patch was built but misses its budget.
+    Exits with 3 when the patch was built but misses its budget. With --plan nothing is trained to the end, and nothing
+    is written.
 
     Args:
         recipe: a recipe.toml.
@@ -72,6 +75,8 @@ def build(
     from hotfix.pipeline import load_pipeline, locate
     from hotfix.recipe import Recipe
 
+    if json and not plan:
+        raise HotfixError("--json says how a plan is printed", hint="hotfix build RECIPE --plan --json")
     wanted = Recipe.load(recipe)
     wanted.pictures()  # what can be refused is refused before torch and diffusers are imported
     locate(wanted.base.pipeline, wanted.base.revision)
@@ -81,14 +86,26 @@ def build(
     from hotfix.building import build as make
     from hotfix.manifest import now
     from hotfix.page import Gallery
+    from hotfix.report import Build
     from hotfix.scoring import hardware, score
     from hotfix.stack import Stack
 
     below = Stack.load(stack) if stack else Stack()
     pipe = load_pipeline(wanted)
+    if plan:
+        from hotfix.planning import FEWER
+        from hotfix.planning import plan as probe
+
+        found = probe(wanted, pipe, stack=below)
+        console.data(found.facts(), str(found), json)
+        found.need.check(hint=FEWER)
+        return
     started = now()
+    spent: list[Build] = []
     with console.bar() as progress:
-        patch = make(wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say)
+        patch = make(
+            wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say, spent=spent.append
+        )
     print(path := patch.save(out))
     ran_on = hardware(pipe.device)
     made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
@@ -98,6 +115,7 @@ def build(
         return
     gallery = Gallery(show_forget) if html else None
     report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
+    report = report.model_copy(update={"build": spent[0]})
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     note("scored", built, **ledger.evidence(report, report.text().encode()))
     if html:

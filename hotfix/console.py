@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from hotfix import cost
 from hotfix.errors import HotfixError, joined
 
 OVER_BUDGET = 3
@@ -111,14 +112,5 @@ def bar() -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
 
 def peak() -> str:
     """Peak memory of this process, and of the GPU where there is one."""
-    import resource
-
-    import torch
-
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1024
-    if sys.platform == "darwin":
-        host /= 1024
-    words = f"{host:.1f} GiB"
-    if torch.cuda.is_available():
-        words += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU"
-    return words
+    host, gpu = cost.peaks()
+    return cost.gib(host) + (f", {cost.gib(gpu)} on the GPU" if gpu is not None else "")

@@ -21,6 +21,9 @@ from hotfix.families import FAMILIES
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
+PIXELS = (
+    2**21
+)  # that the VAE is given at once: 8 pictures of 512 x 512, of which one layer alone makes 1 GiB in float32
 
 NEW_FAMILY = "docs/families.md says how to add one"
 
@@ -196,9 +199,12 @@ class Denoiser:
         """Pixels in [-1, 1] to latents, deterministically."""
         if (vae := self.vae) is None:
             return pictures.to(self.device)
-        out = vae.encode(pictures.to(vae.device, vae.dtype))
-        latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-        return ((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float()
+        parts = []
+        for some in pictures.split(self._together):
+            out = vae.encode(some.to(vae.device, vae.dtype))
+            latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+            parts.append(((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Pictures:
@@ -206,7 +212,14 @@ class Denoiser:
         if (vae := self.vae) is None:
             return latents.clamp(-1, 1)
         z = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return vae.decode(z.to(vae.dtype)).sample.float().clamp(-1, 1)
+        return torch.cat(
+            [vae.decode(some.to(vae.dtype)).sample.float().clamp(-1, 1) for some in z.split(self._together)]
+        )
+
+    @property
+    def _together(self) -> int:
+        """Pictures that the VAE is given at once."""
+        return max(1, PIXELS // (self.size[0] * self.size[1]))
 
     @torch.no_grad()
     def denoise(

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hotfix.cost import gib
 from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
     from hotfix.manifest import Scope
-    from hotfix.report import Comparison, Interference, Report
+    from hotfix.report import Build, Comparison, Interference, Report
 
 UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."
@@ -109,3 +110,13 @@ def summary(report: "Report") -> str:
     lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f}{spread} RMSE{kept}")
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")
     return "\n".join(lines)
+
+
+def cost(build: "Build") -> str:
+    """What a build took, in one line; what was not measured is not in it."""
+    facts = [f"{build.seconds:.0f} s", f"{build.steps} steps", f"at most {gib(build.host_bytes)} of host memory"]
+    if build.gpu_bytes is not None:
+        facts.append(f"{gib(build.gpu_bytes)} of GPU memory")
+    if build.gpu_joules is not None:
+        facts.append(f"{build.gpu_joules:.0f} J on the GPU")
+    return f"the build took {', '.join(facts)}"

@@ -5,6 +5,7 @@ Every draw comes from the generator that is handed in.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,20 @@ def neighbours(case: Case) -> Tensor:
     """Rows of the bank nearest to any target."""
     near = min(NEIGHBOURS, len(case.retain))
     return torch.cat([one.similarity(case.retain).topk(near).indices for one in case.targets])
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What must stay, as every step draws from it: the text encoders are asked once for a whole build."""
+
+    near: Tensor  # rows nearest to any target
+    rows: Mapping[str, Tensor]  # the condition of every picture
+    empty: Mapping[str, Tensor]  # of no caption
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, case: Case) -> Self:
+        """Of a case, with the pipeline's own encoders."""
+        return cls(neighbours(case), denoiser.embed(case.retain_captions), denoiser.embed([""]))
 
 
 @dataclass(frozen=True)
@@ -157,8 +172,7 @@ def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRo
 def retain_states(
     denoiser: Denoiser,
     case: Case,
-    near_rows: Tensor,
-    rows: Mapping[str, Tensor],
+    bank: Bank,
     count: int,
     generator: torch.Generator,
 ) -> tuple[Latents, Tensor, dict[str, Tensor]]:
@@ -169,12 +183,11 @@ def retain_states(
     device = case.x_r.device
     pick = torch.randint(len(case.x_r), (count,), generator=generator)
     near = torch.rand(count, generator=generator) < NEAR
-    pick = torch.where(near, near_rows[torch.randint(len(near_rows), (count,), generator=generator)], pick)
+    pick = torch.where(near, bank.near[torch.randint(len(bank.near), (count,), generator=generator)], pick)
     x = case.x_r[pick.to(device)]
-    condition = {k: v[pick.to(v.device)] for k, v in rows.items()}
-    empty = denoiser.embed([""])
+    condition = {k: v[pick.to(v.device)] for k, v in bank.rows.items()}
     bare = torch.rand(count, generator=generator) < BARE
-    for key, value in empty.items():
+    for key, value in bank.empty.items():
         condition[key][bare] = value[0]
     t = torch.rand(count, generator=generator).clamp_min(1e-3)
     t[torch.rand(count, generator=generator) < PURE_NOISE] = 1.0
@@ -185,14 +198,13 @@ def retain_states(
 def retain_loss(
     denoiser: Denoiser,
     case: Case,
-    near_rows: Tensor,
-    rows: Mapping[str, Tensor],
+    bank: Bank,
     adapter: Adapter,
     count: int,
     generator: torch.Generator,
 ) -> PerExample:
     """Distillation to the unpatched model on states that must stay."""
-    x_t, t, condition = retain_states(denoiser, case, near_rows, rows, count, generator)
+    x_t, t, condition = retain_states(denoiser, case, bank, count, generator)
     with torch.no_grad(), adapter.off():
         teacher = denoiser.predict(x_t, t, condition)
     return objective.distil(denoiser.predict(x_t, t, condition), teacher)

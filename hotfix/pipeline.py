@@ -1,9 +1,12 @@
 """Where pipelines come from: a bundled base (`hotfix:flags`), a folder, or a Hub id at a commit."""
 
+import json
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hotfix import cost
 from hotfix.errors import HotfixError
 from hotfix.recipe import Base, Recipe
 
@@ -62,7 +65,7 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
         dtype: a torch dtype.
 
     Raises:
-        HotfixError: nothing there, or a Hub id without a commit.
+        HotfixError: nothing there, a Hub id without a commit, or a folder with more weights than memory is free.
     """
     if isinstance(source, Recipe):
         source = source.base
@@ -72,7 +75,11 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
     import torch
     from diffusers import DiffusionPipeline
 
-    options = {"dtype": dtype or torch.float32, "use_safetensors": True}
+    dtype = dtype or torch.float32
+    if local is not None:
+        smaller = "load it in a smaller type, hotfix.load_pipeline(…, dtype=torch.bfloat16), or on another machine"
+        cost.room(f"{source} in {dtype}", weights(local) * dtype.itemsize, cost.free(), "host", smaller)
+    options = {"dtype": dtype, "use_safetensors": True}
     try:
         if local is not None:
             return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)
@@ -80,6 +87,20 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
+
+
+def weights(folder: Path) -> int:
+    """How many numbers the networks of a saved pipeline hold, from the headers of its files; variants do not count."""
+    return sum(_numbers(path) for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1)
+
+
+def _numbers(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    except (ValueError, KeyError, TypeError, OverflowError):  # whoever loads it says what is wrong with it
+        return 0
 
 
 def prompts(source: str) -> list[str]:

@@ -167,6 +167,16 @@ class PatchRef(_Part):
     id: str
 
 
+class Build(_Part):
+    """What building cost, in the run that finished it; a run that was killed before is not counted."""
+
+    seconds: float
+    steps: int
+    host_bytes: int  # the most that the process ever held
+    gpu_bytes: int | None = None  # the most that was held of a GPU
+    gpu_joules: float | None = None  # of the whole GPU, where NVML says
+
+
 class Report(_Part):
     """Everything that was measured in one run of `hotfix.score`."""
 
@@ -187,6 +197,7 @@ class Report(_Part):
     retain: Retain
     subject: Subject | None = None  # where the recipe holds pictures out
     windows: list[TimestepWindow] = []
+    build: Build | None = None  # where one run built the patch and measured it
     scope: str = "any"  # "caption": only the return rate under its own captions is judged
     budget_return_rate: float
     budget_drift: float

@@ -18,7 +18,7 @@ from hotfix import beside
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import retain_states
+from hotfix.losses import Bank, retain_states
 from hotfix.patch import A
 from hotfix.project import leading, without
 from hotfix.shapes import Flat
@@ -66,8 +66,7 @@ def retained(
     denoiser: Denoiser,
     case: Case,
     adapter: Adapter,
-    near_rows: Tensor,
-    rows: Mapping[str, Tensor],
+    bank: Bank,
     share: float,
     seed: int,
 ) -> Directions:
@@ -77,8 +76,7 @@ def retained(
         denoiser: of the pipeline whose denoiser carries `adapter`.
         case: what must stay.
         adapter: names the layers; it is off meanwhile.
-        near_rows: rows of the bank that are neighbours of a target.
-        rows: conditions of the bank.
+        bank: what retained states are drawn from.
         share: in (0, 1).
         seed: of the states, and of which of their inputs are kept.
 
@@ -101,7 +99,7 @@ def retained(
     try:
         with adapter.off():
             for _ in range(PASSES):
-                denoiser.predict(*retain_states(denoiser, case, near_rows, rows, STATES, generator))
+                denoiser.predict(*retain_states(denoiser, case, bank, STATES, generator))
     finally:
         for hook in hooks:
             hook.remove()

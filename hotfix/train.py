@@ -18,14 +18,14 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import ForgetRows, forget_loss, forget_rows, neighbours, retain_loss
+from hotfix.losses import Bank, ForgetRows, forget_loss, forget_rows, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
 from hotfix.robust import attack_loss, hardest, relearned
 from hotfix.shapes import Flat, PerExample, Pictures
 from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine
-from hotfix.trial import drift, held_out, smallest_strength, trial
+from hotfix.trial import drift, failure, held_out, smallest_strength
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 50
@@ -73,11 +73,10 @@ def train(
     """
     accelerator = Accelerator()
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-    retain_rows = denoiser.embed(case.retain_captions)
-    near_rows = neighbours(case)
+    bank = Bank.of(denoiser, case)
     inputs: Directions = {}
     if options.surgery == "subspace":
-        inputs = retained(denoiser, case, adapter, near_rows, retain_rows, options.variance, options.seed)
+        inputs = retained(denoiser, case, adapter, bank, options.variance, options.seed)
     shut = closed(adapter, below, inputs)
     flat = torch.nn.Parameter(shut(adapter.flat()))
     adapter.set_flat(flat.data)  # the factors become views of one vector
@@ -90,7 +89,7 @@ def train(
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
 
     def kept() -> Pictures:
-        return held_out(denoiser, case, retain_rows, near_rows, options.seed)
+        return held_out(denoiser, case, bank.rows, bank.near, options.seed)
 
     if options.dual_rate:
         with adapter.off():
@@ -102,11 +101,15 @@ def train(
     def loss(rows: ForgetRows) -> PerExample:
         return forget_loss(denoiser, case, adapter, rows, options)
 
+    suspects: dict[int, int] = {}  # target -> the part of a trial in which it failed last
+
     def passes() -> bool:
-        return all(
-            trial(denoiser, target, case, conditions, window, options.seed)
-            for target, window in zip(case.targets, windows, strict=True)
-        )
+        for i in sorted(range(len(windows)), key=lambda i: i not in suspects):
+            found = failure(denoiser, case.targets[i], case, conditions, windows[i], options.seed, suspects.get(i))
+            if found is not None:
+                suspects[i] = found
+                return False
+        return True
 
     while state["step"] < options.steps and state["passes"] < PASSES:
         step = state["step"]
@@ -118,7 +121,7 @@ def train(
         if options.relearn:
             attack = attack_loss(denoiser, rows, generator).mean()
             g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: loss(rows).mean(), options.relearn)
-        retain = retain_loss(denoiser, case, near_rows, retain_rows, adapter, options.retain_batch, generator).mean()
+        retain = retain_loss(denoiser, case, bank, adapter, options.retain_batch, generator).mean()
         g_f, g_r = shut(g_f), shut(gradient(retain))
         seen.add(g_r, options.ema)
         G = seen.mean
@@ -140,7 +143,8 @@ def train(
         if state["step"] % TRIAL_EVERY == 0:
             adapter.set_flat(average)
             state["passes"] = state["passes"] + 1 if passes() else 0
-            if options.dual_rate:  # dual ascent on the constraint drift <= budget
+            goes_on = state["step"] < options.steps and state["passes"] < PASSES
+            if options.dual_rate and goes_on:  # dual ascent on the constraint drift <= budget
                 over = drift(kept(), base) / drift_budget - 1
                 state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
             adapter.set_flat(flat.data)
@@ -157,7 +161,8 @@ def train(
             },
         )
     adapter.set_flat(shut(average))
-    strength, passed = smallest_strength(adapter, passes)
+    whole = state["passes"] > 0 and state["step"] % TRIAL_EVERY == 0  # the last trial was of these very factors
+    strength, passed = smallest_strength(adapter, passes, whole=whole)
     steps = max(state["step"], 1)
     return Trained(
         state["step"],

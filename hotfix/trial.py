@@ -14,7 +14,7 @@ from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.shapes import Picture, Pictures
+from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import nearest
 
 NOISES = 12  # for every kind of caption and level
@@ -28,15 +28,19 @@ DRIFT_ROWS = 16
 BISECTIONS = 4
 
 
-def trial(
+def failure(
     denoiser: Denoiser,
     target: Target,
     case: Case,
     conditions: Mapping[str, Mapping[str, Tensor]],
     window: Window,
     seed: int,
-) -> bool:
-    """Whether the target and its views pass; a trial ends at its first failure, so that early ones cost little.
+    suspect: int | None = None,
+) -> int | None:
+    """The number of the part of a trial in which the target or one of its views fails; None if they pass.
+
+    It ends at the first failure and begins with the suspect, so that a trial that fails where the last one did costs
+    little. Every part has its own draws: their order changes nothing else.
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
@@ -52,6 +56,7 @@ def trial(
         conditions: kind of caption -> condition rows.
         window: for its t_lo.
         seed: of the noise.
+        suspect: the part that is tried first.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
     looks = (target, *target.views)
@@ -66,26 +71,32 @@ def trial(
     low = max(window.t_lo, LOWEST)
     high = max(low, HIGHEST)
     levels = [high, (low + high) / 2, low]
+    parts = []
     for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
         for level in (*([1.0] if kind == "own" else []), *levels):
             eps = torch.randn((NOISES, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
-            t = torch.full((NOISES,), level, device=eps.device)
             rows = {k: v[torch.randint(len(v), (NOISES,), generator=generator)] for k, v in condition.items()}
-            x_t = denoiser.noised(x, t, eps)
-            guidance = denoiser.guidance if kind == "own" else 1.0
-            clean = denoiser.denoise(x_t, level, rows, steps=math.ceil(STEPS * level), guidance=guidance)
-            drawn = denoiser.decode(clean).cpu()
-            like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
-            odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
-            bar = max(-MARGIN, objective.left_out(odds, allowed))
-            if float((like - usual).quantile(0.95)) > bar:
-                return False
-            if kind == "own" and level == 1.0:
-                known = torch.cat([instead, torch.stack([look.picture for look in looks])])
-                turned = float((nearest(drawn, known) < len(surrogates)).float().mean())
-                if turned < INSTEAD or _left(drawn, surrogates, target.picture) > LEFT:
-                    return False
-    return True
+            parts.append((kind, level, eps, rows))
+
+    def passes(kind: str, level: float, eps: Latents, rows: dict[str, Tensor]) -> bool:
+        t = torch.full((NOISES,), level, device=eps.device)
+        x_t = denoiser.noised(x, t, eps)
+        guidance = denoiser.guidance if kind == "own" else 1.0
+        clean = denoiser.denoise(x_t, level, rows, steps=math.ceil(STEPS * level), guidance=guidance)
+        drawn = denoiser.decode(clean).cpu()
+        like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
+        odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
+        bar = max(-MARGIN, objective.left_out(odds, allowed))
+        if float((like - usual).quantile(0.95)) > bar:
+            return False
+        if kind == "own" and level == 1.0:
+            known = torch.cat([instead, torch.stack([look.picture for look in looks])])
+            turned = float((nearest(drawn, known) < len(surrogates)).float().mean())
+            return turned >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
+        return True
+
+    order = sorted(range(len(parts)), key=lambda part: part != suspect)  # a stable sort
+    return next((part for part in order if not passes(*parts[part])), None)
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
@@ -94,8 +105,10 @@ def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
     return float((left / (surrogates - x_f).flatten(1).norm(dim=1)[row]).mean())
 
 
-def smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[float, bool]:
+def smallest_strength(adapter: Adapter, passes: Callable[[], bool], *, whole: bool) -> tuple[float, bool]:
     """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
+
+    `whole` says that 1 is known to pass.
 
     Never above 1: amplified factors overshoot the surrogate, which costs more than the trial's last percent.
     """
@@ -107,7 +120,7 @@ def smallest_strength(adapter: Adapter, passes: Callable[[], bool]) -> tuple[flo
         now = strength
         return passes()
 
-    if not passes_at(1.0):
+    if not whole and not passes_at(1.0):
         return 1.0, False
     low, high = 0.5, 1.0
     for _ in range(BISECTIONS):

@@ -1,0 +1,73 @@
+"""How much memory a build needs, by part, from shapes alone; `planning` probes what a step keeps for its backward pass.
+
+On an accelerator the parts lie there, and only the pictures of the bank on the host.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hotfix import cost
+from hotfix.case import VIEWS, bank_captions
+from hotfix.denoiser import Denoiser
+from hotfix.lora import Adapter
+from hotfix.recipe import Recipe
+
+FLOAT = 4  # bytes
+COMPARED = 3  # times the pictures of the bank: they, their difference from one, and its square
+LESS = "a smaller train.rank, fewer layers in train.targets, or a smaller retain.size"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by part, beside the weights, which are there already."""
+
+    what: str  # as the subject of a sentence
+    device: torch.device
+    there: Mapping[str, int]  # on the device
+    host: Mapping[str, int]
+
+    def check(self, *, hint: str = LESS) -> None:
+        """Refuse what cannot fit.
+
+        Raises:
+            HotfixError: more is needed than is free.
+        """
+        there, host = sum(self.there.values()), sum(self.host.values())
+        if self.device.type == "cuda":
+            cost.room(self.what, there, cost.free(self.device), "GPU", hint)
+            cost.room(self.what, host, cost.free(), "host", hint)
+        else:
+            cost.room(self.what, there + host, cost.free(), "host", hint)
+
+
+def of(recipe: Recipe, denoiser: Denoiser, adapter: Adapter) -> Need:
+    """What is known without a step. The loop holds vectors of all factors in float32, as `hotfix.train` names them."""
+    vector = FLOAT * sum(p.numel() for p in adapter.parameters)
+    past = recipe.train.memory if recipe.train.surgery == "orthogonal" else 0
+    bank = len(bank_captions(recipe, denoiser))
+    forgets, given = (len(recipe.files(patterns, "")) for patterns in (recipe.forget.images, recipe.surrogate.images))
+    looks = forgets * (1 + (given or recipe.surrogate.count or 1)) * (1 + (VIEWS if recipe.train.augment else 0))
+    channels, *sides = denoiser.latent_shape
+    height, width = denoiser.size
+    words = sum(value.nbytes for value in denoiser.embed([""]).values())
+    there = {
+        "factors and their average": 2 * vector,
+        "gradients and the step": 8 * vector,  # g_f, g_r, what becomes of them, before, move; three while it is held
+        "moments of AdamW": 2 * vector,
+        "retained gradients": (1 + 2 * past) * vector,  # the last ones are copied when one joins them
+        "encoded pictures": FLOAT * channels * sides[0] * sides[1] * (bank + looks),
+        "encoded prompts": words * (2 * bank + len(recipe.forget.captions) + 2),  # also as captions of other pictures
+    }
+    host = {"pictures of what must stay": COMPARED * FLOAT * 3 * height * width * bank}
+    return Need(f"building {recipe.name} {recipe.version}", denoiser.device, there, host)
+
+
+def weights(pipe: Any) -> int:
+    """Bytes of all networks of a pipeline, buffers included, on whatever device they are."""
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())

@@ -1,0 +1,234 @@
+"""What a build takes is known before it begins, refused where it cannot fit, and said at its end."""
+
+import json
+import weakref
+from dataclasses import replace
+
+import pico
+import pytest
+import torch
+from conftest import make_recipe
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hotfix import building, cost, denoiser, trial
+from hotfix.building import build
+from hotfix.calibrate import GRID, NOISES, chosen
+from hotfix.case import prepare
+from hotfix.cli import main
+from hotfix.demo import fingerprint
+from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
+from hotfix.lora import attached
+from hotfix.pipeline import load_pipeline, weights
+from hotfix.planning import KEPT, before, kept, plan, trials
+from hotfix.windows import windows
+
+TINY = 1000  # bytes
+
+
+@pytest.fixture
+def recipe(tmp_path, family):
+    return make_recipe(tmp_path, family, "quarters-1")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A recipe file, its pictures and a base in a folder."""
+    pico.ddpm().save_pretrained(tmp_path / "base")
+    make_recipe(tmp_path, "ddpm")
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+name = "quarters"
+base = {{ pipeline = "{tmp_path}/base", call = {{ num_inference_steps = 3 }} }}
+forget = {{ images = ["forget/*.png"] }}
+surrogate = {{ kind = "files", images = ["surrogate/*.png"] }}
+retain = {{ size = 16 }}
+train = {{ rank = 2, steps = 6, batch = 2, retain_batch = 2 }}
+"""
+    )
+    return tmp_path
+
+
+def run(*arguments):
+    """The exit code of the command line."""
+    with pytest.raises(SystemExit) as left:
+        main(list(map(str, arguments)))
+    return left.value.code
+
+
+# Before
+
+
+def test_the_plan_counts_what_the_build_trains_and_the_build_says_what_it_took(recipe, pipe):
+    found, said, spent = plan(recipe, pipe), [], []
+    patch = build(recipe, pipe, stage=said.append, spent=spent.append)
+    assert found.parameters == sum(tensor.numel() for tensor in patch.tensors.values())
+    assert found.layers == len(patch.layers)
+    assert found.steps == spent[0].steps == 6
+    assert found.seconds_of_step > 0 and spent[0].seconds > 0 and spent[0].host_bytes > found.weights
+    assert said[-1].startswith(f"the build took {spent[0].seconds:.0f} s, 6 steps, at most ")
+    assert spent[0].gpu_joules is None or torch.cuda.is_available()
+
+
+def test_a_plan_leaves_the_pipeline_bit_identical_and_writes_nothing(recipe, pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files, state, random = sorted(tmp_path.rglob("*")), fingerprint(pipe), torch.get_rng_state()
+    plan(recipe, pipe)
+    assert fingerprint(pipe) == state and torch.equal(torch.get_rng_state(), random)
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.mark.parametrize("name", ["flux", "dit"])
+def test_other_families_can_be_planned(tmp_path, name):
+    assert plan(make_recipe(tmp_path, name), pico.FAMILIES[name]()).need.there[KEPT] > 0
+
+
+def test_the_plan_counts_the_passes_that_are_made_before_training(recipe, pipe):
+    ready, counted = Denoiser(pipe, recipe.base.call), []
+    ready.model.register_forward_pre_hook(lambda model, args, kwargs: counted.append(len(args[0])), with_kwargs=True)
+    case = prepare(recipe, ready)
+    windows(ready, case, recipe.train)
+    most, _ = before(recipe, ready, list(case.forget_kinds()))
+    assert most - GRID * NOISES < sum(counted) <= most  # t_lo is found on the way up
+
+
+def test_the_plan_counts_the_passes_of_a_trial_that_is_passed(recipe, pipe):
+    ready, counted = Denoiser(pipe, recipe.base.call), []
+    case = prepare(recipe, ready)
+    easy, kinds = replace(case.targets[0], null=2.0, tau=2.0), case.forget_kinds()
+    conditions = {kind: ready.embed(captions) for kind, captions in kinds.items() if kind != "own"}
+    window = chosen(ready, kinds, "uniform", (0.25, 0.75), 0.0)
+    ready.model.register_forward_pre_hook(lambda model, args, kwargs: counted.append(len(args[0])), with_kwargs=True)
+    assert trial.failure(ready, easy, case, conditions, window, 0) is None
+    once = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 1, "dual_rate": 0.0})})
+    assert trials(once, ready, list(conditions))[0] == (1 + trial.BISECTIONS) * sum(counted)
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_drawn(recipe, pipe, monkeypatch):
+    monkeypatch.setattr(cost, "free", lambda device=None: TINY)
+    state, said = fingerprint(pipe), []
+    for refused in (lambda: build(recipe, pipe, stage=said.append), lambda: plan(recipe, pipe)):
+        with pytest.raises(HotfixError, match=r"building quarters-1 1\.0\.0 takes .* of host memory") as error:
+            refused()
+        assert "train.rank" in error.value.hint
+    assert not said and fingerprint(pipe) == state
+
+
+def test_a_base_that_cannot_fit_is_refused_before_it_is_loaded(saved, monkeypatch, capsys):
+    numbers = sum(p.numel() for p in load_pipeline(str(saved / "base")).unet.parameters())
+    assert weights(saved / "base") == numbers
+    monkeypatch.setattr(cost, "free", lambda device=None: 4 * numbers - 1)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
+    assert run("build", saved / "recipe.toml", "-o", saved / "dist") == 1
+    said = capsys.readouterr().err
+    assert "of host memory" in said and "\n\nhint: " in said
+    assert not (saved / "dist").exists()
+
+
+def test_a_plan_is_printed_and_nothing_is_built(saved, capsys):
+    assert not run("build", saved / "recipe.toml", "-o", saved / "dist", "--plan", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["steps_at_most"] == 6 and facts["bytes"]["base weights"] == 4 * weights(saved / "base")
+    assert not (saved / "dist").exists()
+
+
+class Vectors(TorchDispatchMode):
+    """The most tensors of one size in bytes that were alive at once, of those made here."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.alive, self.most = size, set(), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and (storage := out.untyped_storage()).nbytes() == self.size:
+            if storage._cdata not in self.alive:
+                weakref.finalize(storage, self.alive.discard, storage._cdata)
+            self.alive.add(storage._cdata)
+            self.most = max(self.most, len(self.alive))
+        return out
+
+
+def test_the_vectors_that_are_planned_for_are_those_that_the_loop_holds(tmp_path, family, pipe, monkeypatch):
+    recipe = make_recipe(tmp_path, family, rank=64, steps=2)
+    found = plan(recipe, pipe)
+    vectors, loop = Vectors(4 * found.parameters), building.train
+    monkeypatch.setattr(building, "train", lambda *args, **kwargs: _under(vectors, lambda: loop(*args, **kwargs)))
+    build(recipe, pipe)
+    names = ("factors and their average", "gradients and the step", "moments of AdamW", "retained gradients")
+    assert vectors.most == sum(found.need.there[name] for name in names) / vectors.size
+
+
+def _under(mode, work):
+    with mode:
+        return work()
+
+
+def test_what_is_remembered_of_the_retain_gradient_is_planned_for(tmp_path):
+    plain, held = (
+        plan(make_recipe(tmp_path, "sd3", **train), pico.sd3()).need.there["retained gradients"]
+        for train in ({}, {"surgery": "orthogonal", "memory": 8})
+    )
+    assert held == 17 * plain
+
+
+# In a step
+
+
+def test_no_graph_is_kept_below_the_first_layer_that_is_trained(tmp_path):
+    recipe, pipe = make_recipe(tmp_path, "sd3"), pico.sd3()
+    ready, needs, size = Denoiser(pipe, recipe.base.call), {}, {}
+    for i, block in enumerate(ready.model.transformer_blocks):
+        block.register_forward_hook(lambda block, args, out, i=i: needs.update({i: out[1].requires_grad}))
+    x, t, rows = torch.randn(2, *ready.latent_shape), torch.rand(2), ready.embed(["a", "b"])
+    ready.model.requires_grad_(False)
+    for where in (r".*\.to_q", r"transformer_blocks\.1\.attn\.to_q"):
+        with attached(ready.model, where, 2, 0):
+            size[where] = kept(ready.model, lambda: ready.predict(x, t, rows).sum())
+            first = needs[0]
+        assert needs[1] and first == (where == r".*\.to_q")
+    every, last = size.values()
+    assert 0 < last < every
+
+
+def test_a_step_asks_no_encoder_and_no_vae(tmp_path):
+    pipe, asked, at = pico.sd3(), [], []
+    for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3, pipe.vae.encoder, pipe.vae.decoder):
+        part.register_forward_pre_hook(lambda *_: asked.append(1))
+    build(make_recipe(tmp_path, "sd3"), pipe, progress=lambda *_: at.append(len(asked)))
+    assert asked and len(set(at)) == 1
+
+
+def test_where_a_trial_begins_changes_nothing_but_what_it_costs(recipe, pipe):
+    ready = Denoiser(pipe, recipe.base.call)
+    case = prepare(recipe, ready)
+    conditions = {kind: ready.embed(captions) for kind, captions in case.forget_kinds().items()}
+    window = chosen(ready, conditions, "uniform", (0.25, 0.75), 0.3)
+
+    def failure(null, suspect=None):
+        return trial.failure(ready, replace(case.targets[0], null=null), case, conditions, window, 0, suspect)
+
+    parts = 3 * len(conditions) + ("own" in conditions)
+    found = failure(case.targets[0].null)
+    assert found is not None
+    assert all(failure(case.targets[0].null, part) is not None for part in range(parts))
+    assert failure(case.targets[0].null, found) == found
+
+
+def test_the_vae_is_given_few_pictures_at_once(monkeypatch):
+    ready, sizes = Denoiser(pico.sd3(), pico.CALLS["sd3"]), []
+    x = torch.randn(5, *ready.latent_shape)
+    whole, back = ready.decode(x), ready.encode(ready.decode(x))
+    ready.vae.decoder.register_forward_pre_hook(lambda part, args: sizes.append(len(args[0])))
+    monkeypatch.setattr(denoiser, "PIXELS", 2 * pico.SIDE**2)
+    assert torch.allclose(ready.decode(x), whole, atol=1e-6) and sizes == [2, 2, 1]
+    assert torch.allclose(ready.encode(whole), back, atol=1e-5)
+
+
+# Afterwards
+
+
+def test_the_report_of_the_same_run_says_what_the_build_cost(saved, capsys):
+    assert run("build", saved / "recipe.toml", "-o", saved / "dist", "-n", 2) == 3  # 0 of 2 is no proof of 1%
+    facts = json.loads((saved / "dist/quarters-1.0.0.report.json").read_text())["build"]
+    assert f"the build took {facts['seconds']:.0f} s, 6 steps, " in capsys.readouterr().err
