@@ -11,8 +11,9 @@ from hotfix.denoiser import Denoiser
 from hotfix.paired import MustStay, Trial
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
-from hotfix.report import Compared, Comparison, PatchRef, Rate, interval
+from hotfix.report import PatchRef, Rate, interval
 from hotfix.stack import Stack
+from hotfix.together import Compared, Comparison
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
     from hotfix.manifest import Scope
-    from hotfix.report import Build, Comparison, Interference, Report
+    from hotfix.report import Build, Report
+    from hotfix.together import Comparison, Interference
 
 UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."
 SUPPRESSION = "This patch suppresses an output. The weights beneath it are as they were, and so is what they hold."

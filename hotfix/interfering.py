@@ -17,8 +17,9 @@ from hotfix.paired import MustStay, Trial
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
 from hotfix.relations import with_required
-from hotfix.report import CHANCE, Held, Interference, PatchRef, Rate
+from hotfix.report import PatchRef, Rate
 from hotfix.stack import Stack
+from hotfix.together import CHANCE, Held, Interference
 
 
 def interference(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hotfix.page import Gallery
 
 SCHEMA_VERSION = 1
-CHANCE = 0.01  # one-sided: a patch is weakened where chance explains its returns less often than this
 
 HONEST = (
     "A patch suppresses an output; it takes nothing out of the weights, which stay as they were beneath it.",
@@ -27,11 +26,13 @@ HONEST = (
 NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a report: its fields and no others."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Rate(_Part):
+class Rate(Part):
     """k of n, with the exact (Clopper–Pearson) two-sided 95% interval and the one-sided 95% upper bound."""
 
     k: int
@@ -71,7 +72,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-class Replay(_Part):
+class Replay(Part):
     """Pictures drawn from pure noise under one kind of caption, the same seeds before and after."""
 
     caption: str
@@ -82,7 +83,7 @@ class Replay(_Part):
     surrogate: Rate | None = None  # after
 
 
-class Diffusion(_Part):
+class Diffusion(Part):
     """Partial diffusion: the target noised to level t and denoised again, under one kind of caption."""
 
     caption: str
@@ -95,7 +96,7 @@ class Diffusion(_Part):
     stranger_mean: float  # a picture the model never saw, brought back by the unpatched base
 
 
-class HeldOut(_Part):
+class HeldOut(Part):
     """Partial diffusion from a picture of the subject that was never trained on, judged by a threshold of its own."""
 
     picture: int  # from 1, in the order of the recipe's files; never a name
@@ -106,7 +107,7 @@ class HeldOut(_Part):
     after: Rate
 
 
-class Subject(_Part):
+class Subject(Part):
     """The subject in pictures that were held out. No budget judges it: instance is not identity."""
 
     pictures: int
@@ -125,7 +126,7 @@ class Subject(_Part):
         return list(dict.fromkeys(row.caption for row in self.diffusion))
 
 
-class Attack(_Part):
+class Attack(Part):
     """One way to get a target back (hotfix/attacks.py): drawings that are the target."""
 
     name: str
@@ -136,7 +137,7 @@ class Attack(_Part):
     stranger: Rate  # on the base, for a picture that it never saw: what wins there draws anything it is asked for
 
 
-class Retain(_Part):
+class Retain(Part):
     """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
 
     n: int
@@ -148,7 +149,7 @@ class Retain(_Part):
     after: Rate | None = None
 
 
-class TimestepWindow(_Part):
+class TimestepWindow(Part):
     """How often one target is trained on at each noise level, under one kind of caption: numbers in [0, 1] alone."""
 
     target: int  # in the order of the recipe's pictures, from 1
@@ -159,7 +160,7 @@ class TimestepWindow(_Part):
     m: list[float]
 
 
-class PatchRef(_Part):
+class PatchRef(Part):
     """Which patch was on."""
 
     name: str
@@ -167,7 +168,7 @@ class PatchRef(_Part):
     id: str
 
 
-class Build(_Part):
+class Build(Part):
     """What building cost, in the run that finished it; a run that was killed before is not counted."""
 
     seconds: float
@@ -177,7 +178,7 @@ class Build(_Part):
     gpu_joules: float | None = None  # of the whole GPU, where NVML says
 
 
-class Report(_Part):
+class Report(Part):
     """Everything that was measured in one run of `hotfix.score`."""
 
     schema_version: int = SCHEMA_VERSION
@@ -246,73 +247,3 @@ class Report(_Part):
             return cls.model_validate_json(Path(path).read_bytes())
         except (OSError, ValidationError) as error:
             raise HotfixError(f"{path} is not a hotfix report", hint="`hotfix score` writes one") from error
-
-
-class Held(_Part):
-    """One patch of a stack. Rates are of drawings that are its target: from pure noise, and in partial diffusion."""
-
-    patch: PatchRef
-    bare: Rate  # without any patch
-    alone: Rate  # with what it requires
-    together: Rate  # with the whole stack
-    chance: float  # that so many more come back with the others on, if these changed nothing
-    drift: float  # of what must stay, alone: RMSE in [0, 1]
-    weakened_by: list[str]  # each enough by itself
-
-    @property
-    def weakened(self) -> bool:
-        """Whether the others let its target through."""
-        return self.chance < CHANCE
-
-
-class Interference(_Part):
-    """A whole stack: `hotfix.interference`."""
-
-    schema_version: int = SCHEMA_VERSION
-    patches: list[Held]
-    unmeasured: list[str]  # on, without a recipe to try them by
-    drift: float  # with all of them on
-    n: int  # pictures that the drifts are means over
-
-    @property
-    def sum_of_drifts(self) -> float:
-        """Of the measured patches, each by itself."""
-        return sum(one.drift for one in self.patches)
-
-    @property
-    def conflicts(self) -> list[str]:
-        """In words: which patch weakens which."""
-        return [
-            f"{one.patch.name} is weakened by {' and by '.join(one.weakened_by) or 'the others together'}: its target "
-            f"in {one.alone} alone, {one.together} with all on"
-            for one in self.patches
-            if one.weakened
-        ]
-
-
-class Compared(_Part):
-    """One of two patches."""
-
-    patch: PatchRef
-    returned: Rate  # drawings that are the target: from pure noise, and in partial diffusion from t_lo on
-    alone: int  # of these, drawings that are not the target with the other patch
-    drift: float  # of what must stay: mean RMSE in [0, 1]
-    bytes: int  # of its tensors
-
-
-class Comparison(_Part):
-    """Two patches for one recipe on the same seeds: `hotfix.compare`."""
-
-    schema_version: int = SCHEMA_VERSION
-    bare: Rate  # without either
-    patches: list[Compared]
-    n: int  # pictures that the drifts are means over
-    farther: tuple[float, float] | None  # the second drift less the first: interval of the mean over pairs, 95%
-
-    @property
-    def chance(self) -> float:
-        """Of drawings that differ between the two falling at least so unevenly, were both alike (McNemar, exact)."""
-        from scipy.stats import binomtest
-
-        first, second = (one.alone for one in self.patches)
-        return float(binomtest(first, first + second).pvalue) if first + second else 1.0

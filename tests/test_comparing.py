@@ -8,8 +8,9 @@ from hotfix.demo import fingerprint
 from hotfix.describe import beside
 from hotfix.errors import BaseMismatch
 from hotfix.interfering import interference
-from hotfix.report import Compared, Comparison, PatchRef, Rate
+from hotfix.report import PatchRef, Rate
 from hotfix.stack import Stack, applied
+from hotfix.together import Compared, Comparison
 
 
 def compared(alone: int) -> Compared:
