@@ -1,6 +1,7 @@
 """Fixtures: pipelines of both families, recipes for them, and patches that were really built."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")
@@ -31,6 +32,11 @@ def few_steps():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(partial, "STEPS", 3)
         yield
+
+
+def interruptible():
+    """For a child that is to hear Ctrl-C: in the background of a script the tests and their children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def picture(seed: int, side: int = pico.SIDE) -> Image.Image:

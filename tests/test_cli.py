@@ -11,7 +11,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
-from conftest import picture
+from conftest import interruptible, picture
 from safetensors.torch import save_file
 
 from hotfix.pipeline import load_pipeline
@@ -229,8 +229,7 @@ def test_ctrl_c_in_a_build_leaves_only_a_checkpoint(project, base):
         cwd=project,
         stderr=subprocess.PIPE,
         text=True,
-        # whoever runs the tests in the background of a script has them, and all that they start, ignore the signal
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=interruptible,
     )
     deadline = time.monotonic() + 120
     while not list((project / "dist").glob("*.state")) and time.monotonic() < deadline:

@@ -14,6 +14,7 @@ import pico
 import pytest
 import torch
 from app import create
+from conftest import interruptible
 from patching import random_patch
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -193,6 +194,7 @@ def test_a_watched_lock_is_followed_past_errors_and_restarts(server, pipe, locke
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=interruptible,
     )
 
     def becomes(*names):
