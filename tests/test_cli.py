@@ -144,13 +144,12 @@ def test_a_patched_copy_never_overwrites(project, base, shop):
         (lambda p: edit(p, "rank = 2", "rnak = 2"), "train.rnak: there is no such key"),
         (lambda p: edit(p, "rank = 2", "rank = "), "is not TOML"),
         (lambda p: (p / "forget" / "one.png").unlink(), "nothing matches"),
-        (lambda p: picture(1).convert("P").save(p / "forget" / "one.png"), "has mode P"),
         (lambda p: picture(1, side=8).save(p / "forget" / "one.png"), "is 8x8"),
         (lambda p: picture(1).save(p / "surrogate" / "one.png"), "is the forget picture itself"),
         (lambda p: edit(p, "pipeline = ", 'pipeline = "hotfix:nothing" #'), "no bundled base"),
         (lambda p: edit(p, "pipeline = ", 'pipeline = "acme/model" #'), "needs a commit"),
     ],
-    ids=["typo", "no-toml", "missing", "mode", "size", "same", "no-base", "no-commit"],
+    ids=["typo", "no-toml", "missing", "size", "same", "no-base", "no-commit"],
 )
 def test_bad_recipes_end_in_one_sentence(project, break_it, words):
     break_it(project)

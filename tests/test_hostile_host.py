@@ -4,6 +4,7 @@ The oracle is that base: ΔW added to its weights, then the same done to it. Com
 """
 
 import itertools
+from functools import cache
 
 import hosts
 import pico
@@ -40,12 +41,24 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.fixture(scope="module")
+def expected(style, random_patches):
+    """What an action leaves, of a model born with the patch and of one without: however the patch is put on."""
+
+    @cache
+    def drawn(family, action):
+        folder = style.get(family)
+        born, bare = born_with(random_patches[family], family), pico.HOSTS[family]()
+        return after(action, born, family, folder)[0], after(action, bare, family, folder)[0]
+
+    return drawn
+
+
 @pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
 @pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
-def test_a_patch_that_is_on_stays_on(family, action, fold, style, random_patches):
+def test_a_patch_that_is_on_stays_on(family, action, fold, style, random_patches, expected):
     patch, folder = random_patches[family], style.get(family)
-    wanted, *_ = after(action, born_with(patch, family), family, folder)
-    bare, *_ = after(action, pico.HOSTS[family](), family, folder)
+    wanted, bare = expected(family, action)
     pipe = pico.HOSTS[family]()
     Stack.of(patch).apply(pipe, fold=fold)
     found, pipe, _ = after(action, pipe, family, folder)
@@ -55,9 +68,11 @@ def test_a_patch_that_is_on_stays_on(family, action, fold, style, random_patches
 
 @pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
 @pytest.mark.parametrize(("family", "action"), MATRIX, ids=NAMES)
-def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off(family, action, fold, style, random_patches):
+def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off(
+    family, action, fold, style, random_patches, expected
+):
     patch, folder = random_patches[family], style.get(family)
-    wanted, *_ = after(action, born_with(patch, family), family, folder)
+    wanted, _ = expected(family, action)
     bare, pipe, more = after(action, pico.HOSTS[family](), family, folder)
     original, stack = fingerprint(pipe), Stack.of(patch)
     if action in hosts.CHANGES_THE_BASE:
