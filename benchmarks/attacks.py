@@ -3,11 +3,10 @@
     python benchmarks/attacks.py [-o benchmarks/results/attacks] [--n 20] [--only mauritania-2017 ...]
 
 A weak patch, the same one at a twentieth of its strength, stands beside the real one: an attack has to win there too.
-Each attack is a file in the folder, so that a run may be stopped and gone on with; attacks.json beside it has them all.
+Each attack is a file in the folder, so that a run may be stopped and gone on with.
 """
 
 import argparse
-import json
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.kept import kept, write  # noqa: E402
+from benchmarks.kept import kept  # noqa: E402
 from hotfix import console  # noqa: E402
 from hotfix.attacks import ATTACKS, hits, tried  # noqa: E402
 from hotfix.case import Case, prepare  # noqa: E402
@@ -73,8 +72,6 @@ def main() -> None:
                 f"{key} {row[key]['k']}/{row[key]['n']}" for key in ("before", "after", "weak", "stranger")
             )
             console.say(f"{name} {attack}: {rates}; {row['seconds']} s")
-    rows = [json.loads(path.read_text()) for path in sorted(args.out.glob("*.json"))]
-    write(args.out.with_suffix(".json"), [row["about"] | row["numbers"] for row in rows])
 
 
 if __name__ == "__main__":
