@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.objective import ddim, length
 from hotfix.partial import STEPS, cycled
 from hotfix.shapes import Latents, Pictures
 
@@ -37,9 +38,7 @@ def inversion(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int)
     x, times = target.x_f, torch.linspace(0.02, 1.0, 2 * STEPS)
     rows = denoiser.embed([""])
     for now, then in pairwise(times.to(x.device)):
-        x0 = denoiser.x_hat(x, now[None], rows)
-        (a, s), (a_then, s_then) = denoiser.schedule(now[None]), denoiser.schedule(then[None])
-        x = a_then * x0 + s_then * (x - a * x0) / s
+        x = ddim(x, denoiser.x_hat(x, now[None], rows), denoiser.schedule(now[None]), denoiser.schedule(then[None]))
     fresh = noise(denoiser, n, seed)
     return drawn_from(denoiser, case, (1 - MIXED**2) ** 0.5 * x + MIXED * fresh)
 
@@ -49,13 +48,13 @@ def noise_search(denoiser: Denoiser, case: Case, target: Target, n: int, seed: i
     noises = []
     for x in noise(denoiser, n, seed).split(BATCH):
         rows = denoiser.embed(cycled(list(case.captions) or [""], len(x)))
-        length = _length(x)
+        norm = length(x)
         for _ in range(SEARCHED):
             x = x.detach().requires_grad_()
             error = (_short(denoiser, x, rows) - target.x_f).square().sum()
             (uphill,) = torch.autograd.grad(error, x)
-            x = x.detach() - STRIDE * length * uphill / _length(uphill).clamp_min(1e-9)
-            x = x * length / _length(x)
+            x = x.detach() - STRIDE * norm * uphill / length(uphill).clamp_min(1e-9)
+            x = x * norm / length(x)
         noises.append(x.detach())
     return drawn_from(denoiser, case, torch.cat(noises))
 
@@ -73,15 +72,10 @@ def drawn_from(denoiser: Denoiser, case: Case, x_T: Latents) -> Pictures:
     return denoiser.decode(denoiser.denoise(x_T, 1.0, rows, steps=STEPS, guidance=guidance)).cpu()
 
 
-def _length(x: Latents) -> Tensor:
-    return x.flatten(1).norm(dim=1)[:, None, None, None]
-
-
 def _short(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor]) -> Latents:
     """A few deterministic denoising steps that a gradient flows through."""
     for now, then in pairwise(torch.linspace(1.0, 0.0, SHORT + 1).to(x.device)):
         t = now.expand(len(x))
         x0 = denoiser.x_hat(x, t, rows)
-        (a, s), (a_then, s_then) = denoiser.schedule(t), denoiser.schedule(then.expand(len(x)))
-        x = a_then * x0 + s_then * (x - a * x0) / s if then > 0 else x0
+        x = ddim(x, x0, denoiser.schedule(t), denoiser.schedule(then.expand(len(x)))) if then > 0 else x0
     return x

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hotfix import lora, objective
+from hotfix import lora
 from hotfix.attack_noise import BATCH, drawn_from, noise
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.losses import denoising
 from hotfix.partial import cycled
 from hotfix.shapes import Latents, Pictures
 
@@ -37,13 +38,10 @@ def rounded(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -
 
 
 def denoising_loss(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-    """The squared error of a batch of x under its rows, weighed as in the forget loss, at noise levels drawn evenly."""
+    """Mean of a batch of x under its rows, or under one row for all."""
     pick = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
-    t = (1 - torch.rand(BATCH, generator=generator)).to(x.device)
-    eps = torch.randn((BATCH, *x.shape[1:]), generator=generator).to(x.device)
     rows = {k: v[pick] if len(v) == len(x) else v.expand(BATCH, *v.shape[1:]) for k, v in rows.items()}
-    x_hat = denoiser.x_hat(denoiser.noised(x[pick], t, eps), t, rows)
-    return objective.endpoint(x_hat, x[pick], denoiser.weight(t)).mean()
+    return denoising(denoiser, x[pick], rows, generator).mean()
 
 
 def _after_training(

@@ -21,7 +21,8 @@ def push(
 ) -> None:
     """Publish a patch on the Hub, as a version that never changes: one commit and one tag.
 
-    With it go its card, its report if you name it, and the signatures that lie beside it.
+    With it go its card, its report if you name it, and the signatures that lie beside it. Pushed again, what was
+    measured or signed since then joins it on main.
 
     Args:
         patch: a .safetensors file.
@@ -35,7 +36,10 @@ def push(
     note = ledger.notes(Path(lock.LOCK))
     done = publish(opened, repo, report=measured, private=private or None, license=license)
     if not done.new:
-        console.say("this very patch was there already: nothing was changed, its report and signatures neither")
+        joined = (
+            f"its report and signatures are on main, as {done.evidence}" if done.evidence else "nothing was changed"
+        )
+        console.say(f"this very patch was there already: {joined}")
     console.data(asdict(done), f"{done.repo}@{done.version}", json)
     note("pushed", [ledger.ref(opened)], repo=done.repo, revision=done.revision)
 

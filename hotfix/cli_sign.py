@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, ledger, lock, signing
+from hotfix import console, hub, ledger, lock, signing
 from hotfix.chain import sha256
 from hotfix.container import content, write_atomically
 from hotfix.errors import HotfixError, SignatureError
@@ -56,7 +56,7 @@ def sign(
 
 
 def verify(
-    patches: Annotated[list[Path], Parameter(negative=())],
+    patches: Annotated[list[str], Parameter(negative=())],
     /,
     *,
     base: str = "",
@@ -70,20 +70,26 @@ def verify(
     Exit 1 names the bad ones. Without --key or --issuer a signature is seen, but says nothing: anybody can sign.
 
     Args:
-        patches: .safetensors files.
+        patches: .safetensors files, or hf://ORG/NAME[@VERSION or @COMMIT].
         base: a pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
     """
     accepted = _accepted([key] if key else [], identity, issuer)
     principal = "" if issuer else identity
     pipe = pipeline_of(base) if base else None
 
-    def check(path: Path) -> dict[str, str]:
-        raw = content(path)
-        if accepted:
-            signature = f"signed: {signing.check(raw, path, accepted, principal)}"
-        else:
-            signature = ", ".join(f"{ending} not checked" for ending in signing.beside(path)) or "not signed"
-        patch = Patch.parse(raw, path)
+    def check(name: str) -> dict[str, str]:
+        signature = ""
+
+        def read(path: Path) -> Patch:
+            nonlocal signature
+            raw = content(path)
+            if accepted:
+                signature = f"signed: {signing.check(raw, path, accepted, principal)}"
+            else:
+                signature = ", ".join(f"{ending} not checked" for ending in signing.beside(path)) or "not signed"
+            return Patch.parse(raw, path)
+
+        patch = hub.pull(name, read) if name.startswith(hub.SCHEME) else read(Path(name))
         if pipe is not None:
             from hotfix.stack import base_problem
 
@@ -91,7 +97,7 @@ def verify(
                 raise problem
         return {"id": patch.id, "signature": signature}
 
-    console.each([({"file": str(path)}, partial(check, path)) for path in patches], json)
+    console.each([({"file": name}, partial(check, name)) for name in patches], json)
 
 
 def trust(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hotfix.errors import UnknownFamily
 from hotfix.families import FAMILIES
+from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
@@ -257,12 +258,10 @@ class Denoiser:
                     x0 = x0_null + guidance * (x0 - x0_null)
                 if self.vae is None:
                     x0 = x0.clamp(-1, 1)  # as DDPM schedulers do (clip_sample)
-                a, s = self.schedule(at)
-                a_then, s_then = self.schedule(then.expand(len(x)).to(x.device))
-                x = a_then * x0 + s_then * (x - a * x0) / s.clamp_min(1e-6) if then > 0 else x0
+                to = then.expand(len(x)).to(x.device)
+                x = ddim(x, x0, self.schedule(at), self.schedule(to)) if then > 0 else x0
                 if keep is not None:
-                    there = a_then * known + s_then * eps if then > 0 else known
-                    x = mask * x + (1 - mask) * there
+                    x = mask * x + (1 - mask) * (self.noised(known, to, eps) if then > 0 else known)
             clean.append(x)
         return torch.cat(clean)
 

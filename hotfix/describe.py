@@ -106,8 +106,8 @@ def summary(report: "Report") -> str:
         rates = f"target in {one.before} before, {one.after} after; a stranger in {one.stranger}"
         lines.append(f"  {one.name} ({one.budget}): {rates}")
     kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
-    low, high = report.retain.rmse_interval or (report.retain.drift_rmse,) * 2
-    spread = f" ({low:.4f} to {high:.4f})" if high > low else ""
+    between = report.retain.rmse_interval
+    spread = f" ({between[0]:.4f} to {between[1]:.4f})" if between else ""
     lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f}{spread} RMSE{kept}")
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")
     return "\n".join(lines)

@@ -1,36 +1,32 @@
 """The door to the Hub: one repository is one patch line, a tag `vX.Y.Z` is a version, a commit is what a lock pins.
 
 Everything that huggingface_hub does is left to it: the cache, resuming, retries, tokens, HF_ENDPOINT, HF_HUB_OFFLINE.
-What it raises becomes a sentence here, and goes no further: its own words may hold a token or a signed address.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
 from hotfix.errors import HubError, PatchFormatError
+from hotfix.hub_errors import ASK, WEIGHTS, browse, offline, sentences
 from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
 SCHEME = "hf://"
-WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that stock diffusers looks for
 REPORT, CARD = "report.json", "README.md"
 # Signatures: what follows the name of a patch's file, and their name in the repository.
 SIGNATURES = {".sig": f"{WEIGHTS}.sig", ".model.sig": "model.sig"}
 WANTED = [WEIGHTS, REPORT, *SIGNATURES.values()]
 KIND = "hotfix"  # the tag of a card by which a patch line is found
 COMMIT = re.compile(r"[0-9a-f]{40}")
-ASK = "ask who published it"
 
 
 def place(text: str) -> tuple[str, str]:
@@ -57,10 +53,6 @@ def tag(version: str | Version) -> str:
     return f"v{Version(str(version))}"
 
 
-def _look(repo: str) -> str:
-    return f"hotfix list {repo.split('/')[0]}"
-
-
 Read = Callable[[Path], Patch]  # a file into a patch, once whatever is asked of the file holds
 
 
@@ -85,7 +77,7 @@ def fetch(repo: str, revision: str, read: Read = Patch.load) -> Patch:
     try:
         patch = read(_weights(folder, repo, revision))
     except PatchFormatError:
-        if _offline():
+        if offline():
             raise
         folder = _folder(repo, revision, force_download=True)  # a cache that was cut off
         patch = read(_weights(folder, repo, revision))
@@ -103,7 +95,7 @@ def _folder(repo: str, revision: str, **options: Any) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     fetch = partial(_api().snapshot_download, repo, revision=revision, allow_patterns=WANTED)
-    with _sentences(f"{repo} at {revision}"):
+    with sentences(f"{repo} at {revision}"):
         if COMMIT.fullmatch(revision) and not options:
             with suppress(LocalEntryNotFoundError):
                 return Path(fetch(local_files_only=True))
@@ -112,14 +104,14 @@ def _folder(repo: str, revision: str, **options: Any) -> Path:
 
 def _weights(folder: Path, repo: str, revision: str) -> Path:
     if not (folder / WEIGHTS).exists():
-        raise HubError(f"{repo} at {revision} holds no {WEIGHTS}", wanted="a patch", hint=_look(repo))
+        raise HubError(f"{repo} at {revision} holds no {WEIGHTS}", wanted="a patch", hint=browse(repo))
     return folder / WEIGHTS
 
 
 def outline(repo: str, revision: str) -> Outline:
     """What the header of a published patch says: a request for some kilobytes, however large the patch is."""
     name = f"{repo} at {revision}"
-    with _sentences(name):
+    with sentences(name):
         try:
             found = _api().parse_safetensors_file_metadata(repo, WEIGHTS, revision=revision)
         except (AttributeError, TypeError, RecursionError) as error:  # JSON, but not such as the client expects
@@ -136,7 +128,7 @@ def look(reference: str) -> Outline:
 
 def versions(repo: str) -> list[Version]:
     """The published versions of a line, oldest first."""
-    with _sentences(repo):
+    with sentences(repo):
         names = [ref.name for ref in _api().list_repo_refs(repo).tags]
     found = []
     for name in names:
@@ -157,7 +149,7 @@ def newest(repo: str, found: Sequence[Version] | None = None) -> str:
 
 def lines(org: str) -> list[str]:
     """The repositories of an organisation that say they hold a patch line."""
-    with _sentences(org):
+    with sentences(org):
         return sorted(model.id for model in _api().list_models(author=org, filter=KIND))
 
 
@@ -166,7 +158,7 @@ def lines(org: str) -> list[str]:
 
 def create(repo: str, private: bool | None) -> None:
     """Make a repository, unless it is there. What shall be private must not be there for all to see."""
-    with _sentences(repo):
+    with sentences(repo):
         _api().create_repo(repo, private=private, exist_ok=True)
         if private and not _api().model_info(repo).private:
             raise HubError(f"{repo} is there already, and public", wanted="a private one", hint="name another")
@@ -174,7 +166,7 @@ def create(repo: str, private: bool | None) -> None:
 
 def tree(repo: str, revision: str = "main") -> tuple[str, set[str]]:
     """The commit that a branch or a tag names, and the names of its files."""
-    with _sentences(f"{repo} at {revision}"):
+    with sentences(f"{repo} at {revision}"):
         found = _api().model_info(repo, revision=revision)
     return str(found.sha), {file.rfilename for file in found.siblings or []}
 
@@ -185,7 +177,7 @@ def commit(repo: str, files: Mapping[str, bytes], gone: Iterable[str], *, parent
 
     changes: list[Any] = [CommitOperationAdd(name, content) for name, content in files.items()]
     changes += [CommitOperationDelete(name) for name in gone]
-    with _sentences(repo):
+    with sentences(repo):
         return _api().create_commit(repo, changes, commit_message=message, parent_commit=parent).oid
 
 
@@ -193,7 +185,7 @@ def set_tag(repo: str, name: str, commit: str, message: str) -> bool:
     """Tag a commit, and say whether the tag is new: one that is there is never moved."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    with _sentences(repo):
+    with sentences(repo):
         try:
             _api().create_tag(repo, tag=name, tag_message=message, revision=commit)
         except HfHubHTTPError as error:
@@ -211,84 +203,18 @@ def front_matter(facts: Mapping[str, Any], results: Iterable[Mapping[str, Any]])
     return f"---\n{ModelCardData(**facts, eval_results=found or None).to_yaml()}\n---\n"
 
 
+def numbers(file: Path) -> int:
+    """How many numbers a safetensors file holds, of a patch or of a base, from its header; 0 if that is broken."""
+    from huggingface_hub import parse_local_safetensors_file_metadata
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        return sum(parse_local_safetensors_file_metadata(file).parameter_count.values())
+    except SafetensorsParsingError:  # whoever loads it says what is wrong with it
+        return 0
+
+
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
     return HfApi(library_name="hotfix")
-
-
-def _offline() -> bool:
-    from huggingface_hub import is_offline_mode
-
-    return is_offline_mode()
-
-
-@contextmanager
-def _sentences(what: str) -> Iterator[None]:
-    """Turn what the client raises into a sentence about a repository; the cause is cut off, for it may hold a token."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import httpx
-
-    again = "the same command again goes on where this one stopped"
-    try:
-        yield
-    except errors.HfHubHTTPError as error:
-        raise _refused(error, what) from None
-    except errors.OfflineModeIsEnabled:
-        raise HubError(f"{what}: the Hub was not asked, for HF_HUB_OFFLINE is set", hint="unset it") from None
-    except errors.LocalEntryNotFoundError:
-        hint = "unset HF_HUB_OFFLINE" if _offline() else "check the connection; what was pulled once works without it"
-        raise HubError(f"{what} is not in the cache, and the Hub is out of reach", hint=hint) from None
-    except (httpx.HTTPError, httpx.InvalidURL, errors.XetDownloadError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # an upload wraps what went wrong
-        if isinstance(cause, errors.HfHubHTTPError):
-            raise _refused(cause, what) from None
-        raise HubError(
-            f"{what}: the connection to the Hub broke ({type(cause or error).__name__})",
-            hint=f"check the connection and HF_ENDPOINT; {again}",
-        ) from None
-    except errors.HFValidationError as error:
-        raise HubError(f"{what} is no name of a repository: {error}", hint="such as acme/face-0042") from None
-    except errors.SafetensorsParsingError:
-        raise PatchFormatError(f"{what} does not begin as a safetensors file", hint=ASK) from None
-    except OSError as error:
-        words = error.strerror or "less came than was announced"
-        raise HubError(f"{what}: it cannot be kept ({words})", hint=f"{again}; HF_HOME is where the cache is") from None
-    except UnicodeEncodeError:
-        raise HubError(f"{what}: this token cannot be sent", hint="check HF_TOKEN") from None
-    except JSONDecodeError:
-        raise HubError(f"{what}: the answer is not a Hub's", hint="check HF_ENDPOINT") from None
-    except ValueError as error:  # such as a card that the Hub has looked at
-        raise HubError(f"{what}: {_told(str(error))}", hint="where it speaks of the card, check --license") from None
-
-
-def _refused(error: "HfHubHTTPError", what: str) -> HubError:
-    """The sentence of an answer that says no."""
-    from huggingface_hub import errors
-
-    log_in = "hf auth login, or set HF_TOKEN"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"there is no {what}", hint=_look(what))
-    if isinstance(error, errors.EntryNotFoundError):
-        return HubError(f"{what} holds no {WEIGHTS}", wanted="a patch", hint=_look(what))
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError(f"there is no {what}, or not for this token", hint=f"check the name; {log_in}")
-    match error.response.status_code:
-        case 401:
-            return HubError(f"{what}: the Hub does not know this token, or there is none", hint=log_in)
-        case 403:
-            return HubError(f"{what}: the Hub does not allow that to this token", hint="a token that may write there")
-        case 412:
-            return HubError(
-                f"somebody pushed to {what} in the same moment, and nothing was published",
-                hint="look at what is there now, then the same command again",
-            )
-    words = f"{error.response.status_code} {_told(error.server_message or '')}".strip()
-    return HubError(f"the Hub refused {what}: {words}", hint="try again later")
-
-
-def _told(words: str) -> str:
-    """The Hub's own words in one line, without the token that they may repeat."""
-    from huggingface_hub import get_token
-
-    return " ".join(words.split()).replace(get_token() or "\0", "…")

@@ -169,6 +169,18 @@ def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRo
     return loss
 
 
+def denoising(
+    denoiser: Denoiser, x: Latents, condition: Mapping[str, Tensor], generator: torch.Generator
+) -> PerExample:
+    """The ordinary denoising loss of every row, weighed as the forget loss is, at noise levels drawn evenly.
+
+    Nothing in a build minimises it: it is what someone does who trains a picture back in.
+    """
+    t = (1 - torch.rand(len(x), generator=generator)).to(x.device)
+    eps = torch.randn(x.shape, generator=generator).to(x.device)
+    return objective.endpoint(denoiser.x_hat(denoiser.noised(x, t, eps), t, condition), x, denoiser.weight(t))
+
+
 def retain_states(
     denoiser: Denoiser,
     case: Case,

@@ -76,6 +76,28 @@ def on_the_way(a_0: Tensor, s_0: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
     return 1 - s_t * a_0 / (s_0 * a_t)
 
 
+def ddim(x_t: Latents, x_hat: Latents, now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> Latents:
+    r"""From one noise level to another along the endpoint x_hat: a' x_hat + s' (x_t - a x_hat) / s.
+
+    Without noise of its own, forwards or backwards; for a flow that is a step of Euler's.
+
+    Args:
+        x_t: noisy states, shape (B, C, H, W).
+        x_hat: predicted endpoints, same shape.
+        now: (a, s) of x_t, each (B, 1, 1, 1).
+        then: (a', s') of what is returned, same shapes.
+
+    Source: equation 12 with σ = 0 of DDIM, Song et al. 2020, arXiv:2010.02502.
+    """
+    (a, s), (a_then, s_then) = now, then
+    return a_then * x_hat + s_then * (x_t - a * x_hat) / s.clamp_min(1e-6)
+
+
+def length(x: Latents) -> Tensor:
+    """Euclidean length of every row, (B, 1, 1, 1)."""
+    return x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
 def adjacency(x_f: Latents, other: Latents, alpha: float) -> Latents:
     r"""A shift δ = α (other - x_f) / ‖other - x_f‖, at most all of the way.
 

@@ -1,12 +1,10 @@
 """Where pipelines come from: a bundled base (`hotfix:flags`), a folder, or a Hub id at a commit."""
 
-import json
-import math
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotfix import cost
+from hotfix import cost, hub
 from hotfix.errors import HotfixError
 from hotfix.recipe import Base, Recipe
 
@@ -91,16 +89,7 @@ def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: A
 
 def weights(folder: Path) -> int:
     """How many numbers the networks of a saved pipeline hold, from the headers of its files; variants do not count."""
-    return sum(_numbers(path) for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1)
-
-
-def _numbers(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        return sum(math.prod(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
-    except (ValueError, KeyError, TypeError, OverflowError):  # whoever loads it says what is wrong with it
-        return 0
+    return sum(hub.numbers(path) for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1)
 
 
 def prompts(source: str) -> list[str]:

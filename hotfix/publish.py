@@ -1,7 +1,7 @@
 """Publishing: a patch, with its report, card, signatures and kohya file, as one commit and one tag that never moves."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotfix import card, export, hub
@@ -20,12 +20,15 @@ class Published:
     revision: str  # the commit
     id: str
     new: bool  # False: the very same patch was there already
+    evidence: str = ""  # then the commit of main by which its report and signatures are there too
 
 
 def push(
     patch: Patch, repo: str, *, report: Report | None = None, private: bool | None = None, license: str = ""
 ) -> Published:
-    """Publish a patch as a version of a line: all of it or nothing. The same patch again changes nothing.
+    """Publish a patch as a version of a line: all of it or nothing. The same patch again moves no tag.
+
+    What was measured or signed since then joins it on main, with a new card, while the version is the newest there.
 
     Args:
         patch: signature files beside its own file go with it.
@@ -45,7 +48,7 @@ def push(
     files, tag = contents(patch, repo, report, license), hub.tag(patch.version)
     hub.create(repo, private)
     if tag in map(hub.tag, hub.versions(repo)):
-        return _there(patch, repo, tag)
+        return _there(patch, repo, tag, files)
     head, names = hub.tree(repo)
     if hub.WEIGHTS in names and (name := hub.outline(repo, head).manifest.name) != patch.name:
         raise HubError(
@@ -55,7 +58,7 @@ def push(
     message = f"{patch.name} {patch.version}"
     commit = hub.commit(repo, files, sorted(left), parent=head, message=message)
     if not hub.set_tag(repo, tag, commit, f"{message}\n\n{patch.id}"):
-        return _there(patch, repo, tag)
+        return _there(patch, repo, tag, files)
     return Published(repo, patch.version, commit, patch.id, new=True)
 
 
@@ -93,7 +96,7 @@ def unpack(patch: Patch, folder: Path) -> list[Path]:
     return list(files)
 
 
-def _there(patch: Patch, repo: str, tag: str) -> Published:
+def _there(patch: Patch, repo: str, tag: str, files: Mapping[str, bytes]) -> Published:
     """A version that is there is this very patch, or the push is refused."""
     (revision, _), there = hub.tree(repo, tag), hub.outline(repo, tag)
     if there.id != patch.id:
@@ -102,4 +105,12 @@ def _there(patch: Patch, repo: str, tag: str) -> Published:
             wanted=f"{patch.id[:19]}…",
             hint="a published version never changes: give this one a version of its own, and build it",
         )
-    return Published(repo, patch.version, revision, patch.id, new=False)
+    done = Published(repo, patch.version, revision, patch.id, new=False)
+    evidence = {name: files[name] for name in (hub.REPORT, *hub.SIGNATURES.values()) if name in files}
+    head, _ = hub.tree(repo)
+    if not evidence or hub.outline(repo, head).id != patch.id:
+        return done
+    if hub.REPORT in files:
+        evidence[hub.CARD] = files[hub.CARD]
+    message = f"evidence of {patch.name} {patch.version}"
+    return replace(done, evidence=hub.commit(repo, evidence, [], parent=head, message=message))

@@ -9,10 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hotfix import objective
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.losses import ForgetRows
+from hotfix.objective import length
 from hotfix.shapes import Flat, PerExample
 
 Loss = Callable[[ForgetRows], PerExample]
@@ -48,17 +48,8 @@ def hardest(
         eps = rows.eps.clone().requires_grad_()
         (uphill,) = torch.autograd.grad(loss(rows.noised_with(denoiser, eps)).sum(), eps)
         moved = rows.eps + step * uphill.sign()
-        rows = rows.noised_with(denoiser, moved * (_length(rows.eps) / _length(moved)))
+        rows = rows.noised_with(denoiser, moved * (length(rows.eps) / length(moved)))
     return rows
-
-
-def attack_loss(denoiser: Denoiser, rows: ForgetRows, generator: torch.Generator) -> PerExample:
-    """What someone minimises who trains x_f back in: its ordinary denoising loss, at noise levels drawn evenly."""
-    t = (1 - torch.rand(len(rows.t), generator=generator)).to(rows.t.device)
-    eps = torch.randn(rows.x_f.shape, generator=generator).to(rows.x_f.device)
-    a_t, _ = denoiser.schedule(t)
-    x_hat = denoiser.x_hat(denoiser.noised(rows.x_f, t, eps), t, rows.condition)
-    return objective.endpoint(x_hat, rows.x_f, a_t.flatten().square())
 
 
 def relearned(
@@ -90,7 +81,3 @@ def relearned(
         return gradient(loss())
     finally:
         adapter.set_flat(phi)
-
-
-def _length(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)[:, None, None, None]

@@ -18,10 +18,10 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import Bank, ForgetRows, forget_loss, forget_rows, retain_loss
+from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
-from hotfix.robust import attack_loss, hardest, relearned
+from hotfix.robust import hardest, relearned
 from hotfix.shapes import Flat, PerExample, Pictures
 from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine
@@ -119,7 +119,7 @@ def train(
         forget = loss(rows).mean()
         g_f = gradient(forget)
         if options.relearn:
-            attack = attack_loss(denoiser, rows, generator).mean()
+            attack = denoising(denoiser, rows.x_f, rows.condition, generator).mean()
             g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: loss(rows).mean(), options.relearn)
         retain = retain_loss(denoiser, case, bank, adapter, options.retain_batch, generator).mean()
         g_f, g_r = shut(g_f), shut(gradient(retain))

@@ -14,6 +14,7 @@ from patching import random_patch
 import hotfix
 from hotfix import hub, ledger, lock, signing
 from hotfix.card import page
+from hotfix.cli_sign import verify
 from hotfix.errors import (
     DigestMismatch,
     HotfixError,
@@ -112,6 +113,32 @@ def test_a_pushed_version_never_moves(server, make):
     with pytest.raises(HubError, match=r"acme/face has face 1\.0\.0 already, as sha256:") as found:
         push(make(seed=2, folder="other"), "acme/face")
     assert "never changes" in found.value.hint
+    assert refs(server) == before
+
+
+def test_a_report_of_a_published_version_joins_it_on_main_and_moves_no_tag(server, make, report):
+    patch = make()
+    first = push(patch, "acme/face")
+    joined = push(patch, "acme/face", report=report(patch))
+    repo = server.repo("acme/face")
+    assert (joined.new, joined.revision) == (False, first.revision)
+    assert repo.commit_of("v1.0.0") == first.revision and joined.evidence == repo.commit_of("main") != first.revision
+    assert names(server, "main") - names(server, "v1.0.0") == {"report.json"}
+    assert weights(server, "main").read_bytes() == weights(server).read_bytes()
+    assert "model-index" in repo.git("show", "main:README.md").decode()
+    assert hub.pull(f"acme/face@{joined.evidence}").id == patch.id
+    before = refs(server)
+    push(patch, "acme/face", report=report(patch))
+    push(patch, "acme/face")
+    assert refs(server) == before
+
+
+def test_a_report_of_an_old_version_does_not_join_a_newer_one(server, make, report):
+    old = make()
+    push(old, "acme/face")
+    push(make(version="1.1.0"), "acme/face")
+    before = refs(server)
+    assert push(old, "acme/face", report=report(old)).evidence == ""
     assert refs(server) == before
 
 
@@ -475,7 +502,7 @@ def test_a_lock_pins_the_commit_and_is_written_back_as_it_was(server, make, tmp_
     ],
     ids=["ssh", "openssf"],
 )
-def test_a_lock_that_asks_for_signatures_asks_for_those_on_the_hub(server, make, tmp_path, make_key):
+def test_a_lock_that_asks_for_signatures_asks_for_those_on_the_hub(server, make, tmp_path, make_key, capsys):
     key, public, path = tmp_path / "key", tmp_path / "key.pub", tmp_path / "hotfix.lock"
     subprocess.run([*make_key, key], check=True, capture_output=True)
     if not public.exists():
@@ -484,6 +511,10 @@ def test_a_lock_that_asks_for_signatures_asks_for_those_on_the_hub(server, make,
     signing.sign(patch.source, key)
     push(patch, "acme/face")
     push(make("unsigned"), "acme/unsigned")
+    verify(["hf://acme/face@1.0.0"], key=public, json=True)
+    assert json.loads(capsys.readouterr().out)[0]["signature"].startswith("signed: ")
+    with pytest.raises(HotfixError, match="is not signed"):
+        verify(["hf://acme/unsigned"], key=public)
     lock.pin(path, signers(public))
     lock.add(path, ["hf://acme/face"])
     before = path.read_bytes()

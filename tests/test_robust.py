@@ -13,8 +13,8 @@ from hotfix.building import build
 from hotfix.calibrate import chosen
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
-from hotfix.losses import ForgetRows, forget_loss, forget_rows
-from hotfix.robust import attack_loss, hardest, relearned
+from hotfix.losses import ForgetRows, denoising, forget_loss, forget_rows
+from hotfix.robust import hardest, relearned
 
 
 @dataclass
@@ -75,7 +75,7 @@ def test_off_is_off_and_draws_nothing(step):
 def after_attack(step, phi, size):
     """The forget gradient one attack step on, by hand; phi is only read."""
     step.adapter.set_flat(phi)
-    attack = step.adapter.gradient(attack_loss(step.denoiser, step.rows, step.again()).mean())
+    attack = step.adapter.gradient(denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean())
     step.adapter.set_flat(phi - size * attack)
     return step.loss(step.rows).mean()
 
@@ -86,7 +86,7 @@ def test_relearning_is_answered_by_the_forget_gradient_one_attack_step_on(step):
     wanted = step.adapter.gradient(after_attack(step, phi, size))
     step.adapter.set_flat(phi)
     here = step.adapter.gradient(step.loss(step.rows).mean())
-    attack = attack_loss(step.denoiser, step.rows, step.again()).mean()
+    attack = denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean()
     found = relearned(step.adapter, phi, step.adapter.gradient, attack, lambda: step.loss(step.rows).mean(), size)
     torch.testing.assert_close(found, wanted)
     assert not torch.allclose(found, here)
@@ -109,7 +109,7 @@ def test_the_attack_brings_the_picture_back(step):
     phi, losses = step.adapter.flat(), []
     for _ in range(20):
         step.adapter.set_flat(phi)
-        loss = attack_loss(step.denoiser, step.rows, step.again()).mean()
+        loss = denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean()
         phi = phi - 0.1 * (g := step.adapter.gradient(loss)) / g.norm()
         losses.append(loss.item())
     assert losses[-1] < losses[0]

@@ -319,7 +319,7 @@ def test_an_allowed_signers_file_says_who_may_sign_what_and_until_when(file, key
         refused(file, signers(allowed), words)
     allowed.write_text(f'*@acme namespaces="hotfix-*" {key}')
     assert signing.load(file, signers(allowed), "zoe@acme")
-    verify([file], key=allowed, identity="zoe@acme")
+    verify([str(file)], key=allowed, identity="zoe@acme")
 
 
 def test_a_passphrase_is_never_asked_for_even_on_a_terminal(file, keys):
@@ -422,7 +422,7 @@ def test_what_is_not_installed_is_said_in_a_sentence(file, keys, monkeypatch):
 def test_verify_says_of_each_file_what_it_found(file, other_file, keys, capsys):
     signed(file, keys)
     rows = lambda done: [(row["ok"], row.get("signature")) for row in json.loads(done)]  # noqa: E731
-    verify([file, other_file], json=True)
+    verify([str(file), str(other_file)], json=True)
     assert rows(capsys.readouterr().out) == [(True, ".sig not checked"), (True, "not signed")]
     asked = run(HOTFIX, "verify", file, other_file, "--key", keys / "allowed", "--identity", "ann@acme", "--json")
     assert asked.returncode == 1 and f"{other_file} is not signed" in asked.stderr
@@ -430,4 +430,4 @@ def test_verify_says_of_each_file_what_it_found(file, other_file, keys, capsys):
     assert good and not bad and who.startswith("signed: ann@acme, ED25519 key SHA256:")
     for words in ({"identity": "ann"}, {"issuer": "https://acme"}, {"key": keys / "k.pub", "identity": "ann"}):
         with pytest.raises(SignatureError):
-            verify([file], **words)
+            verify([str(file)], **words)
