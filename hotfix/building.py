@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix import beside, cost, describe, lora, need, pictures
+from hotfix import beside, cost, describe, lora, need, pictures, processes
 from hotfix import checkpoint as unfinished
 from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
@@ -41,6 +41,8 @@ def build(
 ) -> Patch:
     """Train a patch on a pipeline; the pipeline comes back bit-identical.
 
+    Where accelerate launched several processes, all of them have to call it, and share the work: each gets the patch.
+
     Args:
         recipe: what to forget, and how.
         pipe: the base, a diffusers pipeline without patches on it.
@@ -64,7 +66,7 @@ def build(
         )
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
-    denoiser = Denoiser(pipe, recipe.base.call)
+    denoiser = Denoiser(pipe, recipe.base.call, shared=processes.several())
     measured = cost.meter(denoiser.device)
     targets = recipe.train.targets or denoiser.targets
     with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
@@ -99,9 +101,9 @@ def build(
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
         patch = _patch(recipe, denoiser, case, found, trained, tensors, stack)
-    if state is not None:
+    if state is not None and processes.first():
         state.unlink(missing_ok=True)
-    facts = Build(steps=trained.steps, **measured())
+    facts = Build(steps=trained.steps, processes=processes.count(), **measured())
     stage(describe.cost(facts))
     spent(facts)
     return patch

@@ -82,7 +82,7 @@ def build(
     locate(wanted.base.pipeline, wanted.base.revision)
     note = ledger.notes(stack or Path(lock.LOCK), begin=True)
     console.quiet_libraries()
-    from hotfix import provenance
+    from hotfix import processes, provenance
     from hotfix.building import build as make
     from hotfix.manifest import now
     from hotfix.page import Gallery
@@ -91,14 +91,20 @@ def build(
     from hotfix.stack import Stack
 
     below = Stack.load(stack) if stack else Stack()
-    pipe = load_pipeline(wanted)
+    pipe = load_pipeline(wanted, device=processes.device())
     if plan:
         from hotfix.planning import FEWER
         from hotfix.planning import plan as probe
 
         found = probe(wanted, pipe, stack=below)
-        console.data(found.facts(), str(found), json)
+        if processes.first():
+            console.data(found.facts(), str(found), json)
         found.need.check(hint=FEWER)
+        return
+    if not processes.first():  # draws and learns its share; the first one writes and speaks
+        patch = make(wanted, pipe, stack=below, checkpoint=out)
+        if n:
+            score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, shared=True)
         return
     started = now()
     spent: list[Build] = []
@@ -114,7 +120,9 @@ def build(
     if not n:
         return
     gallery = Gallery(show_forget) if html else None
-    report = score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, gallery=gallery, stage=console.say)
+    measured = Stack.of(*below.patches, patch)
+    shared = processes.several()
+    report = score(pipe, wanted, stack=measured, n=n, gallery=gallery, stage=console.say, shared=shared)
     report = report.model_copy(update={"build": spent[0]})
     print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
     note("scored", built, **ledger.evidence(report, report.text().encode()))
@@ -179,7 +187,7 @@ def score(
         raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
     patches = Stack.load(stack) if stack else Stack()
     note, on = ledger.notes(stack or Path(lock.LOCK)), [ledger.ref(patch) for patch in patches.patches]
-    pipe = pipeline_of(pipeline)
+    pipe = pipeline_of(pipeline, draws=True)
     from hotfix.describe import summary, together
 
     if len(wanted) > 1:

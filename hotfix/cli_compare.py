@@ -32,7 +32,7 @@ def compare(
     wanted = Recipe.load(recipe)
     wanted.pictures()
     first, second = Patch.load(a), Patch.load(b)
-    pipe = pipeline_of(pipeline)
+    pipe = pipeline_of(pipeline, draws=True)
     from hotfix.comparing import compare as measure
     from hotfix.describe import beside
 

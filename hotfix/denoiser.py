@@ -8,7 +8,7 @@ them downwards, and an index there is an easy way to train at the wrong end.
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -16,17 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix.errors import UnknownFamily
-from hotfix.families import FAMILIES
+from hotfix import processes
+from hotfix.families import FAMILIES, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
-PIXELS = (
-    2**21
-)  # that the VAE is given at once: 8 pictures of 512 x 512, of which one layer alone makes 1 GiB in float32
-
-NEW_FAMILY = "docs/families.md says how to add one"
+PIXELS = 2**21  # that the VAE is given at once: of 8 pictures of 512 x 512 one layer alone makes 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -35,23 +31,10 @@ class Denoiser:
 
     pipe: Any
     call: Mapping[str, Any]  # how the pipeline is called in production
+    shared: bool = False  # with the other processes of a launch: each draws some of the pictures, and gets all
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise UnknownFamily(
-                f"the pipeline is a {self.family}", wanted=f"one of {', '.join(sorted(FAMILIES))}", hint=NEW_FAMILY
-            )
-        if getattr(self.model.config, "time_cond_proj_dim", None) is not None:
-            raise UnknownFamily(
-                "the network was distilled to consistency, and takes its guidance with the time",
-                wanted="the model that it was distilled from, or one that takes no guidance",
-                hint=NEW_FAMILY,
-            )
-        kind = self.pipe.scheduler.config.get("prediction_type", "flow_prediction")
-        if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
-            raise UnknownFamily(
-                f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample", hint=NEW_FAMILY
-            )
+        known(self.pipe)
 
     @property
     def family(self) -> str:
@@ -239,6 +222,13 @@ class Denoiser:
         a known latent (1, C, H, W) and a mask (1, 1, H, W), 1 where the base may draw: elsewhere every state on the way
         is the known latent at that noise level (after RePaint, Lugmayr et al. 2022, arXiv:2201.09865).
         """
+        if self.shared:
+            alone, options = replace(self, shared=False), {"steps": steps, "guidance": guidance, "keep": keep}
+
+            def some(rows: Sequence[int]) -> Latents:
+                return alone.denoise(x_t[rows], t, {k: v[rows] for k, v in condition.items()}, **options)
+
+            return processes.spread(len(x_t), some)
         times = torch.linspace(t, 0.0, steps + 1)
         empty = self.unguided() if guidance != 1.0 else {}
         clean = []
@@ -271,6 +261,11 @@ class Denoiser:
 
         A picture depends on its caption and its seed alone, not on the rows beside it (up to rounding).
         """
+        if self.shared:
+            alone = replace(self, shared=False)
+            return processes.spread(
+                len(seeds), lambda rows: alone.draw([captions[row] for row in rows], [seeds[row] for row in rows])
+            )
         drawn = []
         with _quiet(self.pipe):
             for first in range(0, len(seeds), BATCH):

@@ -115,7 +115,10 @@ def summary(report: "Report") -> str:
 
 def cost(build: "Build") -> str:
     """What a build took, in one line; what was not measured is not in it."""
-    facts = [f"{build.seconds:.0f} s", f"{build.steps} steps", f"at most {gib(build.host_bytes)} of host memory"]
+    facts = [f"{build.seconds:.0f} s", f"{build.steps} steps"]
+    if build.processes > 1:
+        facts.append(f"{build.processes} processes")
+    facts.append(f"at most {gib(build.host_bytes)} of host memory")
     if build.gpu_bytes is not None:
         facts.append(f"{gib(build.gpu_bytes)} of GPU memory")
     if build.gpu_joules is not None:

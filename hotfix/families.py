@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix.errors import RecipeError
+from hotfix.errors import RecipeError, UnknownFamily
 from hotfix.shapes import Latents
 
 Captions = Sequence[str]  # "" is the empty caption
@@ -151,3 +151,27 @@ FAMILIES: Mapping[str, Family] = {
         "transformer", rf"transformer_blocks\..*\.({LAYERS}|add_[kv]_proj)", _prompts, _sd3, _plain
     ),
 }
+
+
+def known(pipe: Any) -> Family:
+    """The family of a pipeline.
+
+    Raises:
+        UnknownFamily: it has none, or what its network predicts is not known.
+    """
+    name, hint = type(pipe).__name__, "docs/families.md says how to add one"
+    if name not in FAMILIES:
+        raise UnknownFamily(f"the pipeline is a {name}", wanted=f"one of {', '.join(sorted(FAMILIES))}", hint=hint)
+    family = FAMILIES[name]
+    if getattr(getattr(pipe, family.component).config, "time_cond_proj_dim", None) is not None:
+        raise UnknownFamily(
+            "the network was distilled to consistency, and takes its guidance with the time",
+            wanted="the model that it was distilled from, or one that takes no guidance",
+            hint=hint,
+        )
+    kind = pipe.scheduler.config.get("prediction_type", "flow_prediction")
+    if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+        raise UnknownFamily(
+            f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample", hint=hint
+        )
+    return family

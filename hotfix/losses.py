@@ -4,7 +4,7 @@ Every draw comes from the generator that is handed in.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -68,6 +68,11 @@ class ForgetRows:
     def noised_with(self, denoiser: Denoiser, eps: Latents) -> "ForgetRows":
         """The same rows under another noise."""
         return replace(self, x_t=denoiser.noised(self.x, self.t, eps), eps=eps)
+
+    def __getitem__(self, rows: slice) -> "ForgetRows":
+        """Some of them."""
+        some = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "condition"}
+        return replace(self, condition={key: value[rows] for key, value in self.condition.items()}, **some)
 
 
 def forget_rows(
@@ -208,15 +213,9 @@ def retain_states(
 
 
 def retain_loss(
-    denoiser: Denoiser,
-    case: Case,
-    bank: Bank,
-    adapter: Adapter,
-    count: int,
-    generator: torch.Generator,
+    denoiser: Denoiser, adapter: Adapter, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]
 ) -> PerExample:
     """Distillation to the unpatched model on states that must stay."""
-    x_t, t, condition = retain_states(denoiser, case, bank, count, generator)
     with torch.no_grad(), adapter.off():
         teacher = denoiser.predict(x_t, t, condition)
     return objective.distil(denoiser.predict(x_t, t, condition), teacher)

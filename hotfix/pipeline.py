@@ -54,34 +54,38 @@ def locate(source: str, revision: str = "") -> Path | None:
     return local
 
 
-def load_pipeline(source: "str | Recipe | Base", *, revision: str = "", dtype: Any = None) -> "DiffusionPipeline":
+def load_pipeline(
+    source: "str | Recipe | Base", *, revision: str = "", dtype: Any = None, device: Any = "cpu"
+) -> "DiffusionPipeline":
     """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
 
     Args:
         source: `hotfix:NAME`, a folder, a Hub id, a recipe or its `base`.
         revision: for a Hub id, the 40 hex digits of a commit.
-        dtype: a torch dtype.
+        dtype: a torch dtype; without one, the recipe's, or float32.
+        device: where to put it. The command line takes the accelerator of its process, if there is one.
 
     Raises:
         HotfixError: nothing there, a Hub id without a commit, or a folder with more weights than memory is free.
     """
     if isinstance(source, Recipe):
         source = source.base
+    name = "float32"
     if isinstance(source, Base):
-        source, revision = source.pipeline, source.revision
+        source, revision, name = source.pipeline, source.revision, source.dtype
     local = locate(source, revision)
     import torch
     from diffusers import DiffusionPipeline
 
-    dtype = dtype or torch.float32
+    dtype = dtype or getattr(torch, name)
     if local is not None:
         smaller = "load it in a smaller type, hotfix.load_pipeline(…, dtype=torch.bfloat16), or on another machine"
         cost.room(f"{source} in {dtype}", weights(local) * dtype.itemsize, cost.free(), "host", smaller)
     options = {"dtype": dtype, "use_safetensors": True}
     try:
         if local is not None:
-            return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)
-        return DiffusionPipeline.from_pretrained(source, revision=revision, **options)
+            return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options).to(device)
+        return DiffusionPipeline.from_pretrained(source, revision=revision, **options).to(device)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error

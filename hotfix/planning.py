@@ -209,12 +209,10 @@ def _kept(
     options, generator = recipe.train, torch.Generator().manual_seed(0)
     conditions = {kind: denoiser.embed(captions) for kind, captions in stand_in.forget_kinds().items()}
     rows = forget_rows(denoiser, stand_in, windows, conditions, options.batch, generator)
+    states = retain_states(denoiser, stand_in, bank, options.retain_batch, generator)
     return max(
         kept(denoiser.model, lambda: forget_loss(denoiser, stand_in, adapter, rows, options)),
-        kept(
-            denoiser.model,
-            lambda: retain_loss(denoiser, stand_in, bank, adapter, options.retain_batch, generator),
-        ),
+        kept(denoiser.model, lambda: retain_loss(denoiser, adapter, *states)),
     )
 
 

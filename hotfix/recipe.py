@@ -44,6 +44,7 @@ class Base(_Section):
 
     pipeline: str
     revision: Revision = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     call: dict[str, int | float | str] = {}
 
 

@@ -173,9 +173,10 @@ class Build(Part):
 
     seconds: float
     steps: int
-    host_bytes: int  # the most that the process ever held
+    host_bytes: int  # the most that the process ever held, the first one of several
     gpu_bytes: int | None = None  # the most that was held of a GPU
     gpu_joules: float | None = None  # of the whole GPU, where NVML says
+    processes: int = 1
 
 
 class Report(Part):

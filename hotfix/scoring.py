@@ -52,6 +52,7 @@ def score(
     attacks: Sequence[str] = (),
     gallery: Gallery | None = None,
     stage: Callable[[str], None] = lambda words: None,
+    shared: bool = False,
 ) -> Report:
     """Measure return rates and drift, before and after.
 
@@ -64,6 +65,7 @@ def score(
         attacks: names from hotfix/attacks.py, or "all"; each draws a tenth as many pictures.
         gallery: filled with some of the pictures, if given.
         stage: called with a few words at the beginning of every stage.
+        shared: whether all processes that accelerate launched call this, and share the drawing.
 
     Raises:
         HotfixError: the recipe or the stack does not fit the pipeline, or there is no such attack.
@@ -72,7 +74,7 @@ def score(
     ways = chosen(attacks)
     stack.check(pipe)
     with stack.off(pipe):
-        denoiser = Denoiser(pipe, recipe.base.call)
+        denoiser = Denoiser(pipe, recipe.base.call, shared=shared)
         stage("preparing the case")
         case = prepare(recipe, denoiser)
         stage("calibrating the timestep window")

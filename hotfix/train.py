@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from hotfix import checkpoint as unfinished
+from hotfix import processes
 from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows, retain_loss
+from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows, retain_loss, retain_states
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
 from hotfix.robust import hardest, relearned
@@ -71,7 +71,8 @@ def train(
         checkpoint: where to keep (and find) the state of an unfinished run; None keeps none.
         progress: called with (step, steps, facts) after every step.
     """
-    accelerator = Accelerator()
+    forgets = processes.share(options.batch, "train.batch")
+    retains = processes.share(options.retain_batch, "train.retain_batch")
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
     bank = Bank.of(denoiser, case)
     inputs: Directions = {}
@@ -85,7 +86,7 @@ def train(
     seen = Retained.none(flat.data, options.memory if options.surgery == "orthogonal" else 0)
     average = flat.data.clone()
     state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0, "weight": options.retain_weight}
-    if checkpoint is not None and checkpoint.is_file():
+    if checkpoint is not None and processes.agreed(checkpoint.is_file()):
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
 
     def kept() -> Pictures:
@@ -96,17 +97,22 @@ def train(
             base = kept()
 
     def gradient(loss: Tensor) -> Flat:
-        return accelerator.reduce(adapter.gradient(loss), reduction="mean")
+        """Of the whole batch, from this process's part of the mean over it."""
+        return processes.total(adapter.gradient(loss))
 
     def loss(rows: ForgetRows) -> PerExample:
         return forget_loss(denoiser, case, adapter, rows, options)
+
+    def mean(rows: ForgetRows) -> Tensor:
+        return loss(rows[forgets]).sum() / options.batch
 
     suspects: dict[int, int] = {}  # target -> the part of a trial in which it failed last
 
     def passes() -> bool:
         for i in sorted(range(len(windows)), key=lambda i: i not in suspects):
-            found = failure(denoiser, case.targets[i], case, conditions, windows[i], options.seed, suspects.get(i))
-            if found is not None:
+            target, suspect = case.targets[i], suspects.get(i)
+            found = failure(denoiser, target, case, conditions, windows[i], options.seed, suspect)
+            if (found := processes.agreed(found)) is not None:
                 suspects[i] = found
                 return False
         return True
@@ -116,12 +122,14 @@ def train(
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         rows = forget_rows(denoiser, case, windows, conditions, options.batch, generator)
         rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
-        forget = loss(rows).mean()
+        forget = mean(rows)
         g_f = gradient(forget)
         if options.relearn:
-            attack = denoising(denoiser, rows.x_f, rows.condition, generator).mean()
-            g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: loss(rows).mean(), options.relearn)
-        retain = retain_loss(denoiser, case, bank, adapter, options.retain_batch, generator).mean()
+            attack = denoising(denoiser, rows.x_f, rows.condition, generator)[forgets].sum() / options.batch
+            g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
+        x_t, t, condition = retain_states(denoiser, case, bank, options.retain_batch, generator)
+        rows_r = x_t[retains], t[retains], {key: value[retains] for key, value in condition.items()}
+        retain = retain_loss(denoiser, adapter, *rows_r).sum() / options.retain_batch
         g_f, g_r = shut(g_f), shut(gradient(retain))
         seen.add(g_r, options.ema)
         G = seen.mean
@@ -145,17 +153,18 @@ def train(
             state["passes"] = state["passes"] + 1 if passes() else 0
             goes_on = state["step"] < options.steps and state["passes"] < PASSES
             if options.dual_rate and goes_on:  # dual ascent on the constraint drift <= budget
-                over = drift(kept(), base) / drift_budget - 1
+                over = processes.agreed(drift(kept(), base)) / drift_budget - 1
                 state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
             adapter.set_flat(flat.data)
-        if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0:
+        if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0 and processes.first():
             unfinished.keep(checkpoint, flat, average, optimizer, seen, state)
+        losses = processes.total(torch.stack([forget, retain]).detach())
         progress(
             state["step"],
             options.steps,
             {
-                "forget": forget.item(),
-                "retain": retain.item(),
+                "forget": losses[0].item(),
+                "retain": losses[1].item(),
                 "conflicts": state["conflicts"] / state["step"],
                 "retain_weight": state["weight"],
             },

@@ -1,0 +1,72 @@
+"""One build on several processes, as `accelerate launch` starts them: all run the same program, from the same seeds.
+
+Rows are shared out, and what is computed of them is put together again, so that every process goes on with the same
+numbers. What decides how the program goes on is the first process's word. Alone, all of this does nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather, parse_flag_from_env, reduce
+from torch import Tensor
+
+from hotfix.errors import RecipeError
+
+T = TypeVar("T")
+
+
+def state() -> PartialState:
+    """What accelerate knows of this process. Its environment variables decide, the device among them."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def device() -> torch.device:
+    """The accelerator of this process where there is one, unless ACCELERATE_USE_CPU says otherwise."""
+    return state().device
+
+
+def first() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return state().is_main_process
+
+
+def count() -> int:
+    """How many there are."""
+    return state().num_processes
+
+
+def several() -> bool:
+    """Whether there are others."""
+    return count() > 1
+
+
+def spread(rows: int, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
+    """All rows of something, computed in equal shares: `of` is asked for the rows of this process, on any device."""
+    share = -(-rows // count())
+    begin = state().process_index * share
+    mine = of([min(row, rows - 1) for row in range(begin, begin + share)])  # the last share is filled up
+    return gather(mine.to(device()).contiguous())[:rows].to(mine.device)
+
+
+def share(rows: int, name: str) -> slice:
+    """The rows that this process learns from.
+
+    Raises:
+        RecipeError: there are not as many rows as processes.
+    """
+    if rows < count():
+        raise RecipeError(f"{name} = {rows}, on {count()} processes", wanted="a row for each", hint="launch fewer")
+    mine = state().process_index
+    return slice(rows * mine // count(), rows * (mine + 1) // count())
+
+
+def total(vector: Tensor) -> Tensor:
+    """The sum of a vector over all processes."""
+    return reduce(vector, reduction="sum") if several() else vector
+
+
+def agreed(value: T) -> T:
+    """The first process's value: last bits may differ between machines, and all have to go on alike."""
+    return broadcast_object_list([value])[0] if several() else value
