@@ -90,7 +90,7 @@ def find_t_lo(denoiser: Denoiser, picture: Picture, similarity_to: Similarity, t
     empty = {k: v.expand(NOISES, *v.shape[1:]) for k, v in denoiser.embed([""]).items()}
     for level in range(1, GRID + 1):
         t = torch.full((NOISES,), level / GRID, device=x.device)
-        back = denoiser.decode(denoiser.x_hat(denoiser.noised(x, t, eps), t, empty))
+        back = denoiser.decode(denoiser.denoise(denoiser.noised(x, t, eps), level / GRID, empty, steps=1))
         if float(similarity_to(back.cpu()).mean()) < tau:
             return level / GRID
     return 1.0
@@ -133,7 +133,8 @@ def calibrate(
             if kind == "own":
                 rows = {k: torch.cat([v[:NOISES], retain_rows[k][pick.to(v.device)]]) for k, v in rows.items()}
             eps = torch.randn(x.shape, generator=generator).to(x.device)
-            like = similarity(denoiser.decode(denoiser.x_hat(denoiser.noised(x, t, eps), t, rows)).cpu())
+            clean = denoiser.denoise(denoiser.noised(x, t, eps), float(level), rows, steps=1)
+            like = similarity(denoiser.decode(clean).cpu())
             found, usual = float(like[:NOISES].mean()), float(like[NOISES:].quantile(0.95))
             excess.append((found, usual))
             best = max(best, found)
