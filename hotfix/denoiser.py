@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from hotfix import processes
-from hotfix.families import FAMILIES, known
+from hotfix.families import FAMILIES, FLOW, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
+USUAL = 1024  # pixels to a side, where neither network nor pipeline says
 PIXELS = 2**21  # that the VAE is given at once: of 8 pictures of 512 x 512 one layer alone makes 1 GiB in float32
 
 
@@ -64,7 +65,7 @@ class Denoiser:
     @property
     def flow(self) -> bool:
         """Rectified flow (a_t = 1 - t) rather than a variance-preserving schedule."""
-        return hasattr(self.pipe.scheduler.config, "shift") and not hasattr(self.pipe.scheduler, "alphas_cumprod")
+        return self.pipe.scheduler.config.get("prediction_type", FLOW) == FLOW
 
     @cached_property
     def factor(self) -> int:
@@ -77,8 +78,8 @@ class Denoiser:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of a drawn picture, in pixels."""
-        latents = getattr(self.model.config, "sample_size", None) or self.pipe.default_sample_size
-        side = latents * self.factor
+        latents = getattr(self.model.config, "sample_size", None) or getattr(self.pipe, "default_sample_size", None)
+        side = latents * self.factor if latents else USUAL
         return int(self.call.get("height", side)), int(self.call.get("width", side))
 
     @property
@@ -97,10 +98,11 @@ class Denoiser:
     @property
     def guidance(self) -> float:
         """Classifier-free guidance of the production call; 1 where the network is asked once."""
-        if not self.captioned or getattr(self.model.config, "guidance_embeds", None) is not None:
+        plain = FAMILIES[self.family].plain
+        if not self.captioned or plain is None:
             return 1.0
         usual = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
-        return max(1.0, float(self.call.get("guidance_scale", usual)))
+        return max(1.0, float(self.call.get("guidance_scale", usual)) + (1 - plain))
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise scale (a_t, s_t), each (B, 1, 1, 1), for times (B,)."""
@@ -186,8 +188,9 @@ class Denoiser:
         parts = []
         for some in pictures.split(self._together):
             out = vae.encode(some.to(vae.device, vae.dtype))
-            latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-            parts.append(((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float())
+            found = vars(out)  # one of three names, by the class of the VAE
+            latents = found["latent_dist"].mode() if "latent_dist" in found else next(iter(found.values()))
+            parts.append(((latents - self._shift) * vae.config.scaling_factor).float())
         return torch.cat(parts)
 
     @torch.no_grad()
@@ -195,10 +198,14 @@ class Denoiser:
         """Latents to pixels in [-1, 1]."""
         if (vae := self.vae) is None:
             return latents.clamp(-1, 1)
-        z = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        z = latents / vae.config.scaling_factor + self._shift
         return torch.cat(
             [vae.decode(some.to(vae.dtype)).sample.float().clamp(-1, 1) for some in z.split(self._together)]
         )
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
 
     @property
     def _together(self) -> int:

@@ -5,12 +5,13 @@ arguments of the pipeline's call, captions as rows of conditions, and noisy late
 Encoders are the pipeline's own; the schedule and the kind of prediction are its scheduler's.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hotfix.errors import RecipeError, UnknownFamily
 from hotfix.shapes import Latents
@@ -20,6 +21,7 @@ Rows = Mapping[str, Tensor]  # conditions, one row for every picture
 Call = Mapping[str, Any]  # how the pipeline is called in production
 Size = tuple[int, int]  # height and width in pixels
 
+FLOW = "flow_prediction"  # of rectified flows; schedulers that know nothing else do not say so
 LAYERS = r"to_[qkv]|to_out\.0|ff\.net\.0\.proj|ff\.net\.2"
 
 
@@ -86,6 +88,30 @@ def _pixart(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, 
     return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
+def _sana(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    """Captions come after an instruction, nothing does not: both end up equally long."""
+    instruction = call.get("complex_human_instruction", _default(pipe, "complex_human_instruction"))
+    options = {"do_classifier_free_guidance": False, "clean_caption": call.get("clean_caption", False)} | _length(call)
+    rows = []
+    for caption in captions:
+        said = instruction if caption else None
+        rows.append(pipe.encode_prompt([caption], complex_human_instruction=said, **options)[:2])
+    states, masks = (torch.cat(part) for part in zip(*rows, strict=True))
+    return {"encoder_hidden_states": states, "encoder_attention_mask": masks}
+
+
+def _z_image(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    """As many states as a caption has words, filled up with zeros."""
+    states, _ = pipe.encode_prompt(list(captions), do_classifier_free_guidance=False, **_length(call))
+    length = call.get("max_sequence_length", _default(pipe, "max_sequence_length"))
+    filled = torch.stack([nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in states])
+    return {"encoder_hidden_states": filled, "words": torch.tensor(list(map(len, states)), device=filled.device)}
+
+
+def _default(pipe: Any, argument: str) -> Any:
+    return inspect.signature(pipe.__call__).parameters[argument].default
+
+
 def _length(call: Call) -> dict[str, Any]:
     return {key: call[key] for key in ("max_sequence_length",) if key in call}
 
@@ -116,6 +142,18 @@ def _without_sizes(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: 
     return model(x_t, timestep=timestep, added_cond_kwargs=sizes, return_dict=False, **rows)[0]
 
 
+def _scaled_time(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    return _plain(pipe, model, x_t, timestep * model.config.timestep_scale, rows)
+
+
+def _as_lists(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    """One frame a picture; time counts the other way, and the velocity points there."""
+    states = [one[:words] for one, words in zip(rows["encoder_hidden_states"], rows["words"].tolist(), strict=True)]
+    t = 1 - timestep / pipe.scheduler.config.num_train_timesteps
+    out = model(list(x_t.unsqueeze(2)), t, states, return_dict=False)[0]
+    return -torch.stack(out).squeeze(2)
+
+
 @dataclass(frozen=True)
 class Family:
     """How one pipeline class is denoised with."""
@@ -125,6 +163,7 @@ class Family:
     ask: Callable[[Any, Captions], dict[str, Any]]  # arguments of the pipeline's call
     rows: Callable[[Any, Captions, Size, Call], dict[str, Tensor]]
     put_out: Callable[[Any, Any, Latents, Tensor, Rows], Latents]
+    plain: float | None = 1.0  # guidance_scale at which only the caption counts; None: the network is asked once
 
     @property
     def captioned(self) -> bool:
@@ -141,14 +180,19 @@ FAMILIES: Mapping[str, Family] = {
         _prompts,
         _flux,
         _packed,
+        plain=None,
     ),
     "PixArtSigmaPipeline": Family(
         "transformer", rf"transformer_blocks\..*\.({LAYERS})", _prompts, _pixart, _without_sizes
     ),
+    "SanaPipeline": Family("transformer", rf"transformer_blocks\..*\.({LAYERS})", _prompts, _sana, _scaled_time),
     "StableDiffusionPipeline": Family("unet", rf".*\.attentions\..*\.({LAYERS})", _prompts, _sd, _plain),
     "StableDiffusionXLPipeline": Family("unet", rf".*\.attentions\..*\.({LAYERS})", _prompts, _sdxl, _with_sizes),
     "StableDiffusion3Pipeline": Family(
         "transformer", rf"transformer_blocks\..*\.({LAYERS}|add_[kv]_proj)", _prompts, _sd3, _plain
+    ),
+    "ZImagePipeline": Family(
+        "transformer", rf"layers\..*\.({LAYERS}|feed_forward\.w[123])", _prompts, _z_image, _as_lists, plain=0.0
     ),
 }
 
@@ -169,8 +213,8 @@ def known(pipe: Any) -> Family:
             wanted="the model that it was distilled from, or one that takes no guidance",
             hint=hint,
         )
-    kind = pipe.scheduler.config.get("prediction_type", "flow_prediction")
-    if kind not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+    kind = pipe.scheduler.config.get("prediction_type", FLOW)
+    if kind not in ("epsilon", "v_prediction", "sample", FLOW):
         raise UnknownFamily(
             f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample", hint=hint
         )

@@ -48,7 +48,7 @@ def picture(seed: int, side: int = pico.SIDE) -> Image.Image:
 def make_recipe(folder, family: str, name: str = "quarters", seed: int = 1, **train) -> Recipe:
     for kind, number in (("forget", seed), ("surrogate", seed + 100)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        picture(number).save(folder / kind / "one.png")
+        picture(number, pico.CALLS[family].get("height", pico.SIDE)).save(folder / kind / "one.png")
     captioned = family != "ddpm"
     return Recipe.parse(
         {

@@ -4,6 +4,8 @@ from functools import partial
 
 import torch
 from diffusers import (
+    AutoencoderDC,
+    AutoencoderKLWan,
     AutoencoderTiny,
     DDIMScheduler,
     DDPMPipeline,
@@ -15,18 +17,32 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
+    WanPipeline,
+    WanTransformer3DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -43,6 +59,8 @@ CALLS = {
     "flux": GUIDED | {"max_sequence_length": 4, "height": 16, "width": 16},
     "pixart": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "clean_caption": False},
     "dit": GUIDED,
+    "sana": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "height": 32, "width": 32},
+    "z_image": GUIDED | {"max_sequence_length": 8, "height": 16, "width": 16},
 }
 WORDS = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
 
@@ -208,9 +226,75 @@ def dit(seed: int = 0) -> DiTPipeline:
     return _quiet(DiTPipeline(transformer.eval(), _vae(4), DDIMScheduler(clip_sample=False), classes))
 
 
+def sana(seed: int = 0) -> SanaPipeline:
+    torch.manual_seed(seed)
+    transformer = SanaTransformer2DModel(
+        sample_size=SIDE,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+    )
+    blocks = {"encoder_block_types": "ResBlock", "decoder_block_types": "ResBlock", "scaling_factor": 0.41407}
+    widths = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    depths = {"encoder_layers_per_block": (1, 1), "decoder_layers_per_block": (1, 1)}
+    multiscales = {"encoder_qkv_multiscales": ((), ()), "decoder_qkv_multiscales": ((), ())}
+    vae = AutoencoderDC(latent_channels=4, attention_head_dim=2, **blocks, **widths, **depths, **multiscales)
+    tokenizer = _template()
+    text_encoder = Gemma2Model(Gemma2Config(**_decoder(tokenizer), query_pre_attn_scalar=8)).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return _quiet(SanaPipeline(tokenizer, text_encoder, vae.eval(), transformer.eval(), scheduler))
+
+
+def z_image(seed: int = 0) -> ZImagePipeline:
+    torch.manual_seed(seed)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 4, 8],
+        axes_lens=[64, 32, 32],
+    )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # made without values, to be loaded
+        torch.nn.init.normal_(token)
+    tokenizer = _template()
+    text_encoder = Qwen3Model(Qwen3Config(**_decoder(tokenizer))).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return _quiet(ZImagePipeline(scheduler, _vae(4), text_encoder, tokenizer, transformer.eval()))
+
+
+def wan(seed: int = 0) -> WanPipeline:
+    torch.manual_seed(seed)
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    parts = {"tokenizer": _pieces(), "text_encoder": _t5(), "vae": vae.eval(), "transformer": transformer.eval()}
+    return _quiet(WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), **parts))
+
+
 MAKE = {"ddpm": ddpm, "sd3": sd3}  # one of each kind: of pixels, of latents
 HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what host applications run most
 FAMILIES = HOSTS | {"sd2": partial(sd15, prediction_type="v_prediction"), "pixart": pixart, "dit": dit}
+FAMILIES |= {"sana": sana, "z_image": z_image}
 
 
 def _words() -> CLIPTokenizer:
@@ -241,6 +325,30 @@ def _t5() -> T5EncoderModel:
 
 def _pieces() -> T5Tokenizer:
     return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], extra_ids=0)
+
+
+def _template() -> PreTrainedTokenizerFast:
+    """Of a chat model: words between white space, and what is put around them."""
+    words = Tokenizer(
+        WordLevel({word: i for i, word in enumerate(["<pad>", "<unk>", "user", "end", "a", "b"])}, "<unk>")
+    )
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for message in messages %}user {{ message.content }} end{% endfor %}"
+    return tokenizer
+
+
+def _decoder(tokenizer: PreTrainedTokenizerFast) -> dict:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _vae(channels: int) -> AutoencoderTiny:

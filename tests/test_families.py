@@ -13,6 +13,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, UnknownFamily
 from hotfix.families import FAMILIES
 from hotfix.pictures import load
+from hotfix.pipeline import load_pipeline
 from hotfix.stack import Stack
 
 
@@ -101,7 +102,7 @@ def test_a_patch_is_built_acts_and_comes_off(family, tmp_path):
 @torch.no_grad()
 def apart_from_surrogate(denoiser, folder):
     """Mean error of endpoints against the surrogate, from the forget picture at levels where the two can be told."""
-    x_f, x_s = (denoiser.encode(load([folder / kind / "one.png"], (16, 16))) for kind in ("forget", "surrogate"))
+    x_f, x_s = (denoiser.encode(load([folder / kind / "one.png"], denoiser.size)) for kind in ("forget", "surrogate"))
     t = torch.linspace(0.5, 1, 16)
     eps = torch.randn((16, *x_f.shape[1:]), generator=torch.Generator().manual_seed(1))
     rows = denoiser.embed(["a"] * 16)
@@ -126,6 +127,37 @@ def test_pipelines_around_the_same_network_take_its_patch(kind):
     with Stack.of(patch).on(pipe):
         assert not torch.equal(edit(), bare)
     assert torch.equal(edit(), bare)
+
+
+def test_a_base_in_half_precision_is_learned_on_in_float32(tmp_path):
+    pico.sd3().save_pretrained(tmp_path / "base")
+    recipe = make_recipe(tmp_path, "sd3", steps=8)
+    base = recipe.base.model_copy(update={"pipeline": str(tmp_path / "base"), "dtype": "bfloat16"})
+    recipe = recipe.model_copy(update={"base": base})
+    pipe = load_pipeline(recipe)
+    denoiser = Denoiser(pipe, recipe.base.call)
+    assert denoiser.dtype == torch.bfloat16
+    original, before = fingerprint(pipe), apart_from_surrogate(denoiser, tmp_path)
+    patch = build(recipe, pipe)
+    assert {tensor.dtype for tensor in patch.tensors.values()} == {torch.float32}
+    with Stack.of(patch).on(pipe):
+        assert apart_from_surrogate(denoiser, tmp_path) < before
+    assert fingerprint(pipe) == original
+
+
+def test_a_video_model_takes_a_patch_and_gives_it_back():
+    pipe = pico.wan()
+    patch, original = random_patch(pipe, "one", 1), fingerprint(pipe)
+
+    def clip():
+        draw = torch.Generator().manual_seed(0)
+        size = {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 4}
+        return pipe("a", generator=draw, output_type="pt", num_inference_steps=2, **size).frames
+
+    bare = clip()
+    with Stack.of(patch).on(pipe):
+        assert not torch.equal(clip(), bare)
+    assert torch.equal(clip(), bare) and fingerprint(pipe) == original
 
 
 def test_a_network_that_was_distilled_to_consistency_is_refused():
