@@ -215,8 +215,7 @@ LOOSE = {"halve": 0.5, "cast_layer_by_layer": 0.05}  # share of the effect: eigh
 
 MATRIX = [(family, action) for family in pico.HOSTS for action in ANY]
 MATRIX += [(family, action) for family in pico.HOSTS if family != "ddpm" for action in LORA]
-MATRIX += [(family, action) for family in ("sd3", "flux") for action in COMPILED]
-MATRIX += [("sd15", compile_a_block)]
+MATRIX += [("flux", action) for action in COMPILED] + [("sd15", compile_a_block)]
 SLOW = [(family, action) for family in pico.HOSTS for action in COMPILED if (family, action) not in MATRIX]
 MATRIX.remove(("ddpm", halve))  # the DDPMPipeline itself cannot: NumPy has no bfloat16
 
