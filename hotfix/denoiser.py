@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix import processes
+from hotfix import latents, processes
 from hotfix.families import FAMILIES, FLOW, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
@@ -78,8 +78,8 @@ class Denoiser:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of a drawn picture, in pixels."""
-        latents = getattr(self.model.config, "sample_size", None) or getattr(self.pipe, "default_sample_size", None)
-        side = latents * self.factor if latents else USUAL
+        cells = getattr(self.model.config, "sample_size", None) or getattr(self.pipe, "default_sample_size", None)
+        side = cells * self.factor if cells else USUAL
         return int(self.call.get("height", side)), int(self.call.get("width", side))
 
     @property
@@ -185,27 +185,14 @@ class Denoiser:
         """Pixels in [-1, 1] to latents, deterministically."""
         if (vae := self.vae) is None:
             return pictures.to(self.device)
-        parts = []
-        for some in pictures.split(self._together):
-            out = vae.encode(some.to(vae.device, vae.dtype))
-            found = vars(out)  # one of three names, by the class of the VAE
-            latents = found["latent_dist"].mode() if "latent_dist" in found else next(iter(found.values()))
-            parts.append(((latents - self._shift) * vae.config.scaling_factor).float())
-        return torch.cat(parts)
+        return torch.cat([latents.encode(vae, some) for some in pictures.split(self._together)])
 
     @torch.no_grad()
-    def decode(self, latents: Latents) -> Pictures:
+    def decode(self, x: Latents) -> Pictures:
         """Latents to pixels in [-1, 1]."""
         if (vae := self.vae) is None:
-            return latents.clamp(-1, 1)
-        z = latents / vae.config.scaling_factor + self._shift
-        return torch.cat(
-            [vae.decode(some.to(vae.dtype)).sample.float().clamp(-1, 1) for some in z.split(self._together)]
-        )
-
-    @property
-    def _shift(self) -> float:
-        return self.vae.config.get("shift_factor") or 0.0
+            return x.clamp(-1, 1)
+        return torch.cat([latents.decode(vae, some) for some in x.split(self._together)])
 
     @property
     def _together(self) -> int:

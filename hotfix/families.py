@@ -101,8 +101,16 @@ def _sana(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Te
 
 
 def _z_image(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
-    """As many states as a caption has words, filled up with zeros."""
     states, _ = pipe.encode_prompt(list(captions), do_classifier_free_guidance=False, **_length(call))
+    return _filled(pipe, states, call)
+
+
+def _qwen_image(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    return _filled(pipe, [pipe.encode_prompt([caption], **_length(call))[0][0] for caption in captions], call)
+
+
+def _filled(pipe: Any, states: Sequence[Tensor], call: Call) -> dict[str, Tensor]:
+    """As many states as a caption has words, filled up with zeros to the same length, and how many there are."""
     length = call.get("max_sequence_length", _default(pipe, "max_sequence_length"))
     filled = torch.stack([nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in states])
     return {"encoder_hidden_states": filled, "words": torch.tensor(list(map(len, states)), device=filled.device)}
@@ -146,6 +154,23 @@ def _scaled_time(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Ro
     return _plain(pipe, model, x_t, timestep * model.config.timestep_scale, rows)
 
 
+def _packed_film(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    """2x2 patches of latents as tokens of one frame, and no more words than the longest caption has."""
+    height, width = x_t.shape[2:]
+    longest = int(rows["words"].max())
+    said = torch.arange(longest, device=x_t.device) < rows["words"][:, None]
+    out = model(
+        pipe._pack_latents(x_t, *x_t.shape),
+        timestep=(timestep / pipe.scheduler.config.num_train_timesteps).to(x_t.dtype),
+        encoder_hidden_states=rows["encoder_hidden_states"][:, :longest],
+        encoder_hidden_states_mask=None if bool(said.all()) else said.long(),
+        img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
+        return_dict=False,
+    )[0]
+    factor = pipe.vae_scale_factor
+    return pipe._unpack_latents(out, height * factor, width * factor, factor).squeeze(2)
+
+
 def _as_lists(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
     """One frame a picture; time counts the other way, and the velocity points there."""
     states = [one[:words] for one, words in zip(rows["encoder_hidden_states"], rows["words"].tolist(), strict=True)]
@@ -184,6 +209,14 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "PixArtSigmaPipeline": Family(
         "transformer", rf"transformer_blocks\..*\.({LAYERS})", _prompts, _pixart, _without_sizes
+    ),
+    "QwenImagePipeline": Family(
+        "transformer",
+        rf"transformer_blocks\..*\.({LAYERS}|add_[kv]_proj|img_mlp\.net\.(0\.proj|2))",
+        _prompts,
+        _qwen_image,
+        _packed_film,
+        plain=None,
     ),
     "SanaPipeline": Family("transformer", rf"transformer_blocks\..*\.({LAYERS})", _prompts, _sana, _scaled_time),
     "StableDiffusionPipeline": Family("unet", rf".*\.attentions\..*\.({LAYERS})", _prompts, _sd, _plain),

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     AutoencoderTiny,
     DDIMScheduler,
@@ -17,6 +18,8 @@ from diffusers import (
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -41,6 +44,8 @@ from transformers import (
     Gemma2Config,
     Gemma2Model,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -60,6 +65,7 @@ CALLS = {
     "pixart": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "clean_caption": False},
     "dit": GUIDED,
     "sana": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "height": 32, "width": 32},
+    "qwen_image": {"num_inference_steps": 3, "max_sequence_length": 8, "height": 16, "width": 16},
     "z_image": GUIDED | {"max_sequence_length": 8, "height": 16, "width": 16},
 }
 WORDS = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
@@ -272,6 +278,37 @@ def z_image(seed: int = 0) -> ZImagePipeline:
     return _quiet(ZImagePipeline(scheduler, _vae(4), text_encoder, tokenizer, transformer.eval()))
 
 
+def qwen_image(seed: int = 0) -> QwenImagePipeline:
+    torch.manual_seed(seed)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    scales = {"latents_mean": [0.1, 0.2, -0.1, 0.0], "latents_std": [1.0, 2.0, 0.5, 1.0]}
+    shape = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+    }
+    vae = AutoencoderKLQwenImage(**shape, **scales)
+    tokenizer = _template()
+    rope = {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 10000.0}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    config = Qwen2_5_VLConfig(text_config=_decoder(tokenizer) | {"rope_scaling": rope}, vision_config=vision)
+    text_encoder = Qwen2_5_VLForConditionalGeneration(config).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pipe = QwenImagePipeline(scheduler, vae.eval(), text_encoder, tokenizer, transformer.eval())
+    pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx = "user {} end", 0
+    return _quiet(pipe)
+
+
 def wan(seed: int = 0) -> WanPipeline:
     torch.manual_seed(seed)
     transformer = WanTransformer3DModel(
@@ -294,7 +331,7 @@ def wan(seed: int = 0) -> WanPipeline:
 MAKE = {"ddpm": ddpm, "sd3": sd3}  # one of each kind: of pixels, of latents
 HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what host applications run most
 FAMILIES = HOSTS | {"sd2": partial(sd15, prediction_type="v_prediction"), "pixart": pixart, "dit": dit}
-FAMILIES |= {"sana": sana, "z_image": z_image}
+FAMILIES |= {"sana": sana, "z_image": z_image, "qwen_image": qwen_image}
 
 
 def _words() -> CLIPTokenizer:
