@@ -85,10 +85,12 @@ class Denoiser:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
-        channels = self.model.config.in_channels
-        if hasattr(self.pipe, "_pack_latents"):  # 2x2 of them are a token
+        channels, factor = self.model.config.in_channels, self.factor
+        if hasattr(self.pipe, "_patchify_latents"):  # 2x2 of the VAE's are one
+            factor *= 2
+        elif hasattr(self.pipe, "_pack_latents"):  # 2x2 of them are a token
             channels //= 4
-        return channels, self.size[0] // self.factor, self.size[1] // self.factor
+        return channels, self.size[0] // factor, self.size[1] // factor
 
     @property
     def vae(self) -> Any:
@@ -99,7 +101,7 @@ class Denoiser:
     def guidance(self) -> float:
         """Classifier-free guidance of the production call; 1 where the network is asked once."""
         plain = FAMILIES[self.family].plain
-        if not self.captioned or plain is None:
+        if not self.captioned or plain is None or self.pipe.config.get("is_distilled"):
             return 1.0
         usual = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
         return max(1.0, float(self.call.get("guidance_scale", usual)) + (1 - plain))

@@ -78,7 +78,15 @@ def _flux(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Te
     states, pooled, _ = pipe.encode_prompt(list(captions), **_length(call))
     rows = {"encoder_hidden_states": states, "pooled_projections": pooled}
     if pipe.transformer.config.guidance_embeds:  # distilled: the network is told the scale, and is asked once
-        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", 3.5))
+        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", _default(pipe, "guidance_scale")))
+    return rows
+
+
+def _flux2(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
+    states, places = pipe.encode_prompt(list(captions), **_length(call))
+    rows = {"encoder_hidden_states": states, "txt_ids": places}
+    if pipe.transformer.config.guidance_embeds:
+        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", _default(pipe, "guidance_scale")))
     return rows
 
 
@@ -154,6 +162,14 @@ def _scaled_time(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Ro
     return _plain(pipe, model, x_t, timestep * model.config.timestep_scale, rows)
 
 
+def _tokens(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
+    """Latents are tokens as they are; words and tokens have places in four dimensions."""
+    places = pipe._prepare_latent_ids(x_t).to(x_t.device)
+    timestep = (timestep / pipe.scheduler.config.num_train_timesteps).to(x_t.dtype)
+    out = model(pipe._pack_latents(x_t), timestep=timestep, img_ids=places, return_dict=False, **rows)[0]
+    return out.transpose(1, 2).unflatten(2, x_t.shape[2:])
+
+
 def _packed_film(pipe: Any, model: Any, x_t: Latents, timestep: Tensor, rows: Rows) -> Latents:
     """2x2 patches of latents as tokens of one frame, and no more words than the longest caption has."""
     height, width = x_t.shape[2:]
@@ -196,9 +212,16 @@ class Family:
         return self.rows is not _no_rows
 
 
+FLUX2 = (
+    rf"transformer_blocks\..*\.({LAYERS}|add_[kv]_proj|ff\.linear_(in|out))"
+    r"|single_transformer_blocks\..*\.attn\.(to_qkv_mlp_proj|to_out)"
+)
+
 FAMILIES: Mapping[str, Family] = {
     "DDPMPipeline": Family("unet", r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)", _unasked, _no_rows, _plain),
     "DiTPipeline": Family("transformer", rf"transformer_blocks\..*\.({LAYERS})", _classes, _class_rows, _plain),
+    "Flux2Pipeline": Family("transformer", FLUX2, _prompts, _flux2, _tokens, plain=None),
+    "Flux2KleinPipeline": Family("transformer", FLUX2, _prompts, _flux2, _tokens),
     "FluxPipeline": Family(
         "transformer",
         rf"(single_)?transformer_blocks\..*\.({LAYERS}|add_[kv]_proj|proj_mlp)",

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from hotfix.shapes import Latents, Pictures
 
@@ -13,6 +14,8 @@ def encode(vae: Any, pictures: Pictures) -> Latents:
     x = pictures.to(vae.device, vae.dtype)
     out = vars(vae.encode(x.unsqueeze(2) if _of_video(vae) else x))  # one of three names, by the class of the VAE
     z = out["latent_dist"].mode() if "latent_dist" in out else next(iter(out.values()))
+    if _of_tokens(vae):
+        z = pixel_unshuffle(z, 2)
     shift, scale = _scales(vae, z)
     z = (z - shift) * scale
     return (z.squeeze(2) if _of_video(vae) else z).float()
@@ -22,7 +25,8 @@ def decode(vae: Any, latents: Latents) -> Pictures:
     """Pictures in [-1, 1], in float32."""
     z = latents.unsqueeze(2) if _of_video(vae) else latents
     shift, scale = _scales(vae, z)
-    x = vae.decode((z / scale + shift).to(vae.dtype)).sample
+    z = z / scale + shift
+    x = vae.decode((pixel_shuffle(z, 2) if _of_tokens(vae) else z).to(vae.dtype)).sample
     return (x.squeeze(2) if _of_video(vae) else x).float().clamp(-1, 1)
 
 
@@ -31,8 +35,16 @@ def _of_video(vae: Any) -> bool:
     return "temperal_downsample" in vae.config
 
 
+def _of_tokens(vae: Any) -> bool:
+    """Whether 2x2 of its latents are one for the network, and normalised as such (FLUX.2)."""
+    return hasattr(vae, "bn")
+
+
 def _scales(vae: Any, z: Tensor) -> tuple[Any, Any]:
     """What is taken off a raw latent, and what it is then multiplied by: one number, or one for every channel."""
+    if _of_tokens(vae):
+        mean, variance = (x.view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (variance + vae.config.batch_norm_eps).rsqrt()
     if (mean := vae.config.get("latents_mean")) is None:
         return vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor
     shape = (1, -1, *(1 for _ in z.shape[2:]))

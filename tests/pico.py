@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from diffusers import (
     AutoencoderDC,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     AutoencoderTiny,
@@ -14,6 +15,9 @@ from diffusers import (
     DiTPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     PixArtSigmaPipeline,
@@ -43,10 +47,13 @@ from transformers import (
     CLIPTokenizer,
     Gemma2Config,
     Gemma2Model,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -66,6 +73,8 @@ CALLS = {
     "dit": GUIDED,
     "sana": GUIDED | {"max_sequence_length": 4, "use_resolution_binning": False, "height": 32, "width": 32},
     "qwen_image": {"num_inference_steps": 3, "max_sequence_length": 8, "height": 16, "width": 16},
+    "flux2": GUIDED | {"max_sequence_length": 8, "height": 16, "width": 16},
+    "klein": GUIDED | {"max_sequence_length": 8, "height": 16, "width": 16},
     "z_image": GUIDED | {"max_sequence_length": 8, "height": 16, "width": 16},
 }
 WORDS = {token: i for i, token in enumerate(["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"])}
@@ -309,6 +318,42 @@ def qwen_image(seed: int = 0) -> QwenImagePipeline:
     return _quiet(pipe)
 
 
+def _flux2(kind, text_encoder, guidance_embeds: bool, **options):
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,  # states of three layers
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=guidance_embeds,
+    )
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8,), layers_per_block=1, latent_channels=4, norm_num_groups=4, **blocks
+    )
+    torch.nn.init.normal_(vae.bn.running_mean)
+    torch.nn.init.uniform_(vae.bn.running_var, 0.5, 2.0)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return _quiet(kind(scheduler, vae.eval(), text_encoder.eval(), _template(), transformer.eval(), **options))
+
+
+def flux2(seed: int = 0) -> Flux2Pipeline:
+    torch.manual_seed(seed)
+    words = _decoder(_template()) | {"num_hidden_layers": 30, "model_type": "mistral"}
+    eye = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    config = Mistral3Config(text_config=words, vision_config=eye | {"model_type": "pixtral"})
+    return _flux2(Flux2Pipeline, Mistral3ForConditionalGeneration(config), guidance_embeds=True)
+
+
+def klein(seed: int = 0, is_distilled: bool = False) -> Flux2KleinPipeline:
+    torch.manual_seed(seed)
+    config = Qwen3Config(**_decoder(_template()) | {"num_hidden_layers": 27})
+    return _flux2(Flux2KleinPipeline, Qwen3ForCausalLM(config), guidance_embeds=False, is_distilled=is_distilled)
+
+
 def wan(seed: int = 0) -> WanPipeline:
     torch.manual_seed(seed)
     transformer = WanTransformer3DModel(
@@ -331,7 +376,7 @@ def wan(seed: int = 0) -> WanPipeline:
 MAKE = {"ddpm": ddpm, "sd3": sd3}  # one of each kind: of pixels, of latents
 HOSTS = MAKE | {"sd15": sd15, "sdxl": sdxl, "flux": flux}  # what host applications run most
 FAMILIES = HOSTS | {"sd2": partial(sd15, prediction_type="v_prediction"), "pixart": pixart, "dit": dit}
-FAMILIES |= {"sana": sana, "z_image": z_image, "qwen_image": qwen_image}
+FAMILIES |= {"sana": sana, "z_image": z_image, "qwen_image": qwen_image, "flux2": flux2, "klein": klein}
 
 
 def _words() -> CLIPTokenizer:
@@ -371,7 +416,10 @@ def _template() -> PreTrainedTokenizerFast:
     )
     words.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
-    tokenizer.chat_template = "{% for message in messages %}user {{ message.content }} end{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for message in messages if message.role == 'user' %}"
+        "user {{ message.content if message.content is string else message.content[0].text }} end{% endfor %}"
+    )
     return tokenizer
 
 

@@ -174,6 +174,11 @@ def test_a_flow_that_was_distilled_to_four_steps_is_told_no_guidance():
     assert denoiser.draw(["a"], [0]).shape == (1, 3, 16, 16)
 
 
+def test_a_distilled_klein_is_asked_once():
+    denoiser = Denoiser(pico.klein(is_distilled=True), pico.CALLS["klein"])
+    assert denoiser.guidance == 1 < Denoiser(pico.klein(), pico.CALLS["klein"]).guidance
+
+
 def test_a_caption_that_is_no_class_is_refused_with_one_that_is():
     with pytest.raises(RecipeError, match="such as 'a'"):
         Denoiser(pico.dit(), {}).embed(["dog"])
