@@ -71,7 +71,7 @@ def build(
     targets = recipe.train.targets or denoiser.targets
     with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
         need.of(recipe, denoiser, adapter).check()
-    with stack.on(pipe), frozen(denoiser):
+    with stack.on(pipe), frozen(denoiser, recipe.train.gradient_checkpointing):
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
@@ -171,17 +171,31 @@ def _patch(
 
 
 class frozen:
-    """Evaluation mode without gradients on the base for the length of a build, and every flag back afterwards."""
+    """Evaluation mode without gradients on the base for the length of a build, and every flag back afterwards.
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    With `checkpointing` the network keeps few states for a backward pass, and computes the others again.
+    """
+
+    def __init__(self, denoiser: Denoiser, checkpointing: bool = False) -> None:
         self.model = denoiser.model
+        self.switches = checkpointing and not self.model.is_gradient_checkpointing
+        if self.switches and not self.model._supports_gradient_checkpointing:
+            raise RecipeError(
+                f"a {type(self.model).__name__} cannot compute states again",
+                wanted="train.gradient_checkpointing = false",
+                hint="a smaller train.batch and train.retain_batch take less memory, too",
+            )
 
     def __enter__(self) -> None:
+        if self.switches:
+            self.model.enable_gradient_checkpointing()
         self.training = {module: module.training for module in self.model.modules()}
         self.grad = {p: p.requires_grad for p in self.model.parameters()}
         self.model.eval().requires_grad_(False)
 
     def __exit__(self, *_: object) -> None:
+        if self.switches:
+            self.model.disable_gradient_checkpointing()
         for module, training in self.training.items():
             module.training = training
         for p, grad in self.grad.items():

@@ -32,7 +32,10 @@ from hotfix.train import PASSES, TRIAL_EVERY, train
 
 STEPS = 3  # that are timed, after one that is not
 KEPT = "kept for the backward pass"
-FEWER = "a smaller train.batch and train.retain_batch, a smaller train.rank, or a base in bfloat16"
+FEWER = (
+    "train.gradient_checkpointing, a smaller train.batch and train.retain_batch, a smaller train.rank, "
+    'or base.dtype = "bfloat16"'
+)
 UNTIMED = ("inpaint", "latent", "editor")  # surrogates that take as long as they take
 
 Work = tuple[int, int]  # rows through the network, pictures through the VAE
@@ -111,7 +114,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
     targets = options.targets or denoiser.targets
     with (
         stack.on(pipe),
-        frozen(denoiser),
+        frozen(denoiser, options.gradient_checkpointing),
         lora.attached(denoiser.model, targets, options.rank, options.seed) as adapter,
     ):
         wanted = need.of(recipe, denoiser, adapter)

@@ -123,6 +123,7 @@ class Train(_Section):
     adversarial_noises: Annotated[int, Field(ge=1, le=64)] = 1
     adversarial_step: Annotated[float, Field(ge=0, le=1)] = 0.0
     relearn: Annotated[float, Field(ge=0)] = 0.0
+    gradient_checkpointing: bool = False
     targets: str = ""
 
 

@@ -175,6 +175,16 @@ def test_what_is_remembered_of_the_retain_gradient_is_planned_for(tmp_path):
 # In a step
 
 
+def test_states_that_are_computed_again_are_not_kept_and_the_patch_is_the_same(tmp_path, family, pipe):
+    recipe = make_recipe(tmp_path, family)
+    thrifty = recipe.model_copy(update={"train": recipe.train.model_copy(update={"gradient_checkpointing": True})})
+    kept = [plan(one, pipe).need.there[KEPT] for one in (recipe, thrifty)]
+    assert kept[1] < 0.8 * kept[0]
+    one, other = build(recipe, pipe), build(thrifty, pipe)
+    torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-4, atol=1e-7)
+    assert not Denoiser(pipe, recipe.base.call).model.is_gradient_checkpointing
+
+
 def test_no_graph_is_kept_below_the_first_layer_that_is_trained(tmp_path):
     recipe, pipe = make_recipe(tmp_path, "sd3"), pico.sd3()
     ready, needs, size = Denoiser(pipe, recipe.base.call), {}, {}
