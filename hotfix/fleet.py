@@ -6,6 +6,8 @@ node has to see at the same place.
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from hotfix.delivery import Workshop
 
 TRIES = 3  # of a recipe whose worker dies
+SECONDS = 10  # to reach a cluster
+HOST_AND_PORT = re.compile(r"(?P<host>[^:/]+|\[.+\]):(?P<port>\d{1,5})")
 SAME = "every node needs the same Python, ray and hotfix, and this folder at the same place"
 
 
@@ -92,8 +96,8 @@ def _shared(ray: Any, hire: Any, many: int, waiting: list[Job]) -> Generator[Res
             ray.kill(worker)
             if job is None:
                 continue  # it never began
-            hint = f"see what it takes: hotfix build {job.recipe} --plan"
-            result = Result.failed(job.recipe, HotfixError(f"its worker died {TRIES} times: {trouble}", hint=hint))
+            hint = f"Ray says above how; what it takes: hotfix build {job.recipe} --plan"
+            result = Result.failed(job.recipe, HotfixError(f"its worker died {TRIES} times", hint=hint))
             if waiting:
                 engage()
         else:
@@ -110,10 +114,13 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError as error:
         raise HotfixError("ray is not installed", hint="pip install 'diffusion-hotfix[fleet]'") from error
+    address = address or os.environ.get("RAY_ADDRESS", "")
     try:
+        if found := HOST_AND_PORT.fullmatch(address):  # Ray itself asks for minutes
+            socket.create_connection((found["host"], int(found["port"])), timeout=SECONDS).close()
         ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        found = f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS') or 'this machine'}"
+    except (OSError, RuntimeError, ValueError) as error:
         words = str(error).strip().splitlines()[0]
-        raise HotfixError(f"{found}: {words}", hint="ray start --head, or leave the address out") from error
+        hint = "ray start --head begins one; where it asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN give it"
+        raise HotfixError(f"no Ray cluster at {address or 'this machine'}: {words}", hint=hint) from error
     return ray
