@@ -8,7 +8,9 @@ import logging
 import os
 import re
 import socket
+import sys
 from collections.abc import Generator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +65,17 @@ def build(
     Raises:
         HotfixError: no ray, no cluster, or none of its workers can start.
     """
-    ray = _connected(address)
+    with redirect_stdout(sys.stderr):  # Ray's own messages are no data
+        yield from _built(_connected(address), list(jobs), asked, workers)
+
+
+def _built(ray: Any, jobs: list[Job], asked: Asked, workers: int | None) -> Generator[Result, None, None]:
     try:
         has = ray.cluster_resources()
         gpu = 1 if has.get("GPU") else 0
         many = min(len(jobs), workers or int(has.get("GPU") or has.get("CPU") or 1))
         worker = ray.remote(num_cpus=1, num_gpus=gpu, max_restarts=-1, max_task_retries=TRIES - 1)(Worker)
-        yield from _shared(ray, lambda: worker.remote(asked, Path.cwd()), many, list(jobs))
+        yield from _shared(ray, lambda: worker.remote(asked, Path.cwd()), many, jobs)
     finally:
         ray.shutdown()
 
