@@ -1,8 +1,6 @@
 """On a real Ray cluster of two workers: what fails keeps to itself, and a worker that dies costs nothing but time."""
 
 import json
-import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from rays import environment
 from tiny import make_project
 
 from hotfix import ledger
@@ -28,15 +27,7 @@ HOTFIX = Path(sys.executable).with_name("hotfix")
 def cluster(tmp_path_factory):
     """The environment of who uses it, its address, its process, and the folder that it keeps its files in."""
     folder = tmp_path_factory.mktemp("ray")
-    # A library of the other tests takes three seconds to import, and every process of Ray's would import it.
-    (folder / "rfc3987_syntax.py").write_text("raise ImportError\n")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]]),
-        "OMP_NUM_THREADS": "1",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(16),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    used = environment(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,11 +35,11 @@ def cluster(tmp_path_factory):
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     ray += [f"--port={port}", f"--temp-dir={files}", "--include-dashboard=false"]
     with (folder / "out").open("w") as out:
-        head = subprocess.Popen(ray, env=environment, stdout=out, stderr=out, start_new_session=True)
+        head = subprocess.Popen(ray, env=used, stdout=out, stderr=out, start_new_session=True)
     while "Ray runtime started" not in (folder / "out").read_text():
         assert head.poll() is None, (folder / "out").read_text()
         time.sleep(0.2)
-    yield environment, f"127.0.0.1:{port}", psutil.Process(head.pid), files
+    yield used, f"127.0.0.1:{port}", psutil.Process(head.pid), files
     children = psutil.Process(head.pid).children(recursive=True)
     head.terminate()
     head.wait(60)
@@ -57,11 +48,11 @@ def cluster(tmp_path_factory):
 
 
 def run(recipes, cluster, folder):
-    environment, address, *_ = cluster
+    used, address, *_ = cluster
     return subprocess.Popen(
         [HOTFIX, "build", *recipes, "-n", "0", "--json", "--ray", address],
         cwd=folder,
-        env=environment,
+        env=used,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -80,7 +71,8 @@ def test_fifty_builds_and_a_worker_that_is_killed(tmp_path, cluster):
     while killed is None:
         assert building.poll() is None, building.communicate()
         if len(there := inodes(tmp_path)) >= 10:
-            killed = next((one for one in head.children(recursive=True) if one.name().startswith("ray::Worker.d")), None)
+            building_now = [one for one in head.children(recursive=True) if one.name().startswith("ray::Worker.d")]
+            killed = building_now[0] if building_now else None
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     out, words = building.communicate(timeout=300)
