@@ -109,6 +109,11 @@ def build(
     return patch
 
 
+def requires(recipe: Recipe, stack: Stack) -> list[str]:
+    """What a patch of this recipe needs, built on these patches."""
+    return sorted({*recipe.requires, *(f"{patch.name}>={patch.version}" for patch in stack.patches)})
+
+
 def _summary(trained: Trained) -> str:
     """What the loop did, for people."""
     words = (
@@ -147,7 +152,7 @@ def _patch(
             sketch=sketch(weights),
         ),
         recipe=public,
-        requires=sorted({*recipe.requires, *(f"{patch.name}>={patch.version}" for patch in stack.patches)}),
+        requires=requires(recipe, stack),
         conflicts=recipe.conflicts,
         supersedes=recipe.supersedes,
         scope=Scope(

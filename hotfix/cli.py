@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import App
 
 from hotfix import (
+    cli_build,
     cli_compare,
     cli_exchange,
     cli_hub,
@@ -36,6 +37,7 @@ RECORD = (cli_log.log, cli_log.approve)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
 for _verb in STACKS + TRUST + RECORD + PLACES:
     app.command(_verb)
+app.command(cli_build.build)
 app.command(cli_hub.list_lines, name="list")
 app.command(cli_exchange.import_, name="import")
 
@@ -50,87 +52,6 @@ def new(name: str) -> None:
     from hotfix.starter import start
 
     print(start(name))
-
-
-@app.command
-def build(
-    recipe: Path,
-    *,
-    out: Out = Path("dist"),
-    stack: Annotated[Path | None, Parameter(help="A lock: build on top of these patches, and require them.")] = None,
-    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate; 0 measures nothing.")] = 300,
-    html: Annotated[bool, Parameter(negative=(), help="Also write report.html, with pictures.")] = False,
-    show_forget: ShowForget = False,
-    plan: Annotated[bool, Parameter(negative=(), help="Only say what it will take in memory and time.")] = False,
-    json: Annotated[bool, Parameter(name="--json", negative=(), help="With --plan: as JSON.")] = False,
-) -> None:
-    """Train a patch, measure it, and write NAME-VERSION.safetensors and report.json. Resumes after a kill.
-
-    Exits with 3 when the patch was built but misses its budget. With --plan nothing is trained to the end, and nothing
-    is written.
-
-    Args:
-        recipe: a recipe.toml.
-    """
-    from hotfix.pipeline import load_pipeline, locate
-    from hotfix.recipe import Recipe
-
-    if json and not plan:
-        raise HotfixError("--json says how a plan is printed", hint="hotfix build RECIPE --plan --json")
-    wanted = Recipe.load(recipe)
-    wanted.pictures()  # what can be refused is refused before torch and diffusers are imported
-    locate(wanted.base.pipeline, wanted.base.revision)
-    note = ledger.notes(stack or Path(lock.LOCK), begin=True)
-    console.quiet_libraries()
-    from hotfix import processes, provenance
-    from hotfix.building import build as make
-    from hotfix.manifest import now
-    from hotfix.page import Gallery
-    from hotfix.report import Build
-    from hotfix.scoring import hardware, score
-    from hotfix.stack import Stack
-
-    below = Stack.load(stack) if stack else Stack()
-    pipe = load_pipeline(wanted, device=processes.device())
-    if plan:
-        from hotfix.planning import FEWER
-        from hotfix.planning import plan as probe
-
-        found = probe(wanted, pipe, stack=below)
-        if processes.first():
-            console.data(found.facts(), str(found), json)
-        found.need.check(hint=FEWER)
-        return
-    if not processes.first():  # draws and learns its share; the first one writes and speaks
-        patch = make(wanted, pipe, stack=below, checkpoint=out)
-        if n:
-            score(pipe, wanted, stack=Stack.of(*below.patches, patch), n=n, shared=True)
-        return
-    started = now()
-    spent: list[Build] = []
-    with console.bar() as progress:
-        patch = make(
-            wanted, pipe, stack=below, checkpoint=out, progress=progress, stage=console.say, spent=spent.append
-        )
-    print(path := patch.save(out))
-    ran_on = hardware(pipe.device)
-    made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
-    console.say(f"how it came to be: {provenance.save(made, path)}")
-    note("built", built := [ledger.ref(patch)])
-    if not n:
-        return
-    gallery = Gallery(show_forget) if html else None
-    measured = Stack.of(*below.patches, patch)
-    shared = processes.several()
-    report = score(pipe, wanted, stack=measured, n=n, gallery=gallery, stage=console.say, shared=shared)
-    report = report.model_copy(update={"build": spent[0]})
-    print(report.save(out / f"{patch.name}-{patch.version}.report.json"))
-    note("scored", built, **ledger.evidence(report, report.text().encode()))
-    if html:
-        print(report.to_html(out / f"{patch.name}-{patch.version}.report.html", gallery))
-    if report.misses:
-        console.say(f"over budget: {'; '.join(report.misses)}")
-        raise SystemExit(console.OVER_BUDGET)
 
 
 @app.command

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hotfix import console, page
+from hotfix import console, page, processes
 from hotfix.beside import Beside
 from hotfix.building import build
 from hotfix.denoiser import Denoiser
@@ -24,7 +24,7 @@ PICTURES = 300
 def run(out: Path) -> None:
     """Build, score, apply, remove, compare every byte, and write report.html and before-after.png into `out`."""
     recipe = Recipe.load(Path(str(files("hotfix"))) / "bases" / "demo" / "recipe.toml")
-    pipe = load_pipeline(recipe)
+    pipe = load_pipeline(recipe, device=processes.device())
     original = fingerprint(pipe)
     started = time.monotonic()
     with console.bar() as progress:

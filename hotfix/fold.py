@@ -35,6 +35,14 @@ def change(product: Product) -> Tensor:
     )
 
 
+def rounded(weight: Tensor, change: Tensor, dtype: torch.dtype) -> tuple[Tensor, float, float]:
+    """round(W + ΔW) on the CPU; ‖round(W + ΔW) - round(W) - ΔW‖², which is what was lost of ΔW; and ‖ΔW‖²."""
+    w = weight.detach().float().cpu()
+    new = (w + change).to(dtype)
+    lost = new.float() - w.to(dtype).float() - change
+    return new, float(lost.square().sum()), float(change.square().sum())
+
+
 def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> float:
     """The share of ΔW that is left after W + ΔW is rounded to `dtype`, over all (W, ΔW) pairs: 1 is all of it.
 
@@ -42,11 +50,14 @@ def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> fl
 
     A small patch drowns in bfloat16: the step between neighbouring numbers is 2^-8 of the weight.
     """
+    return _share(rounded(weight, change, dtype)[1:] for weight, change in changes)
+
+
+def _share(parts: Iterable[tuple[float, float]]) -> float:
+    """What is left, from the squared norms of what was lost and of the whole."""
     lost, whole = 0.0, 0.0
-    for weight, change in changes:
-        w = weight.detach().float().cpu()
-        lost += float(((w + change).to(dtype).float() - w.to(dtype).float() - change).square().sum())
-        whole += float(change.square().sum())
+    for one, of in parts:
+        lost, whole = lost + one, whole + of
     return max(0.0, 1 - (lost / whole) ** 0.5) if whole else 1.0
 
 
@@ -76,21 +87,21 @@ class Kept:
         """
         if any(map(quantised, snapshot.layers)):
             raise StackError("the weights are quantised", hint="put the stack on beside them instead")
-        pairs = [
-            (self.originals.get(layer, layer.get_parameter("weight")), product)
-            for layer, product in snapshot.layers.items()
-        ]
-        for dtype in {original.dtype for original, _ in pairs}:
-            left = survival(((w, change(product)) for w, product in pairs if w.dtype == dtype), dtype)
-            refuse_drowning(left, dtype)
+        folded: dict[nn.Module, Tensor] = {}
+        norms: dict[torch.dtype, list[tuple[float, float]]] = {}
+        for layer, product in snapshot.layers.items():  # one pass: nothing is written before all is known to survive
+            original = self.originals.get(layer, layer.get_parameter("weight"))
+            folded[layer], lost, whole = rounded(original, change(product), original.dtype)
+            norms.setdefault(original.dtype, []).append((lost, whole))
+        for dtype, parts in norms.items():
+            refuse_drowning(_share(parts), dtype)
         for layer in [layer for layer in self.originals if layer not in snapshot.layers]:
             self._write(layer, self.originals[layer])
             del self.originals[layer], self.written[layer]
-        for layer, product in snapshot.layers.items():
+        for layer, new in folded.items():
             if layer not in self.originals:
                 self.originals[layer] = self._copy(layer.get_parameter("weight").detach())
-            original = self.originals[layer]
-            self._write(layer, (original.float() + change(product)).to(original.dtype))
+            self._write(layer, new)
 
     def _copy(self, weight: Tensor) -> Tensor:
         if self.folder is None:

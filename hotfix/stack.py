@@ -73,8 +73,9 @@ class Stack:
         gone = {patch.id for patch in instead_of.patches} if instead_of else set()
         found: list[HotfixError] = [*relations.problems([patch.manifest for patch in self.patches])]
         versions = {patch.name: patch.version for patch in self.patches}
+        sketched: dict[str, float] = {}
         for patch in self.patches:
-            problem = base_problem(patch, pipe, allow_related_base)
+            problem = base_problem(patch, pipe, allow_related_base, sketched)
             if problem is not None:
                 found.append(problem)
         for on in applied(pipe):
@@ -199,8 +200,13 @@ def applied(pipe: Any) -> tuple[Applied, ...]:
     return tuple(found)
 
 
-def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMismatch | None:
-    """Why a patch cannot act on this pipeline, or None: component, layers, shapes, and the sketch of the weights."""
+def base_problem(
+    patch: Patch, pipe: Any, allow_related: bool = False, sketched: dict[str, float] | None = None
+) -> BaseMismatch | None:
+    """Why a patch cannot act on this pipeline, or None: component, layers, shapes, and the sketch of the weights.
+
+    With `sketched`, by component and layer, many patches of one base read each of its weights once; it is added to.
+    """
     base = patch.manifest.base
     me, hint = f"{patch.name} {patch.version}", f"it was made for {base.repo}"
     model = reach.models(pipe).get(base.component)
@@ -209,16 +215,20 @@ def base_problem(patch: Patch, pipe: Any, allow_related: bool = False) -> BaseMi
     prefix = f"{base.component}."
     try:
         shapes = {layer: weights.shape(beside.innermost(model, layer.removeprefix(prefix))) for layer in patch.layers}
-        apart = apart_from_base(patch, model)
+        apart = apart_from_base(patch, model, sketched)
     except BaseMismatch as error:
         return BaseMismatch(f"{me}: {error}", hint=hint)
     return misfit(patch, shapes, apart, allow_related)
 
 
-def apart_from_base(patch: Patch, model: nn.Module) -> float:
-    """Distance of the weights to those that a patch was made for."""
-    there = patch.manifest.base.sketch
-    return distance(there, sketch({name: _of_the_base(model, beside.innermost(model, name)) for name in there}))
+def apart_from_base(patch: Patch, model: nn.Module, sketched: dict[str, float] | None = None) -> float:
+    """Distance of the weights to those that a patch was made for; `sketched` as for `base_problem`."""
+    there, component = patch.manifest.base.sketch, patch.manifest.base.component
+    known = {} if sketched is None else sketched
+    new = [name for name in there if f"{component}.{name}" not in known]
+    found = sketch({name: _of_the_base(model, beside.innermost(model, name)) for name in new})
+    known.update({f"{component}.{name}": number for name, number in found.items()})
+    return distance(there, {name: known[f"{component}.{name}"] for name in there})
 
 
 def _of_the_base(model: nn.Module, layer: nn.Linear | nn.Conv2d) -> Tensor:
