@@ -1,15 +1,14 @@
 """Report: what was measured, on which patches, with which seeds and how many samples. Never part of a patch."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError
+from hotfix.intervals import Mean, Part, Rate
 
 if TYPE_CHECKING:
     from hotfix.page import Gallery
@@ -26,50 +25,12 @@ HONEST = (
 NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
 
 
-class Part(BaseModel):
-    """A part of a report: its fields and no others."""
+class Worst(Part):
+    """Of many drawings the one that came nearest to counting as the target."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(Part):
-    """k of n, with the exact (Clopper–Pearson) two-sided 95% interval and the one-sided 95% upper bound."""
-
-    k: int
-    n: int
-    low: float
-    high: float
-    upper: float
-
-    @classmethod
-    def of(cls, k: int, n: int) -> Self:
-        """Count k events in n independent trials."""
-        from scipy.stats import binomtest  # half a second to import, and only measuring needs it
-
-        test = binomtest(k, n)
-        both = test.proportion_ci(0.95, "exact")
-        upper = binomtest(k, n, alternative="less").proportion_ci(0.95, "exact").high
-        return cls(k=k, n=n, low=float(both.low), high=float(both.high), upper=float(upper))
-
-    @staticmethod
-    def needed(bound: float) -> int:
-        """How many drawings without one event say that the rate is at most `bound`, with 95% confidence.
-
-        By the rule of three, 3 / bound; exactly, the least n with (1 - bound)^n <= 0.05.
-        """
-        return math.ceil(math.log(0.05) / math.log1p(-bound))
-
-    def __str__(self) -> str:
-        return f"{self.k} of {self.n} ({self.low:.1%} to {self.high:.1%})"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Of the mean of independent numbers: 95%, by 2,000 bootstrap resamples of a fixed seed (percentiles)."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    drawn = bootstrap((np.asarray(values),), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+    seed: int
+    similarity: float
+    tau: float  # from which it would count
 
 
 class Replay(Part):
@@ -81,6 +42,14 @@ class Replay(Part):
     # Drawings that are a surrogate. Where no caption of the target asks for it, a rise says that it was memorised.
     surrogate_before: Rate | None = None
     surrogate: Rate | None = None  # after
+    # Drawings that the base might have drawn, by its own denoising error: garbage is no success.
+    sound_before: Rate | None = None
+    sound: Rate | None = None  # after
+    # Drawings in which the network of [similarity] found nothing to compare: an undetected face is no suppressed one.
+    undetected_before: Rate | None = None
+    undetected: Rate | None = None  # after
+    worst_before: Worst | None = None
+    worst: Worst | None = None  # after
 
 
 class Diffusion(Part):
@@ -93,7 +62,18 @@ class Diffusion(Part):
     before_mean: float
     after_mean: float
     after_q95: float
+    after_max: float | None = None  # the worst noise
     stranger_mean: float  # a picture the model never saw, brought back by the unpatched base
+
+
+class WorstNoise(Part):
+    """Of the noises that a target was brought back from, the one that did so at most levels from t_lo on."""
+
+    caption: str
+    seed: int  # the number of the noise
+    levels: int  # from t_lo on
+    before: int  # of them, by the worst noise before
+    after: int  # by the worst one after: another noise, perhaps
 
 
 class HeldOut(Part):
@@ -137,6 +117,15 @@ class Attack(Part):
     stranger: Rate  # on the base, for a picture that it never saw: what wins there draws anything it is asked for
 
 
+class Neighbours(Part):
+    """The pictures that must stay and are most like a target: what a patch harms first."""
+
+    n: int
+    drift: Mean  # RMSE in [0, 1]
+    before: Rate | None = None  # drawn right
+    after: Rate | None = None
+
+
 class Retain(Part):
     """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
 
@@ -147,6 +136,44 @@ class Retain(Part):
     ssim_interval: tuple[float, float] | None = None
     before: Rate | None = None  # the picture nearest to the base's own for that caption
     after: Rate | None = None
+    lost: list[str] = []  # captions drawn right before and not after: accuracy class by class, one seed each
+    psnr: float | None = None  # of all pictures together, in dB; None where nothing moved
+    psnr_interval: tuple[float, float] | None = None
+    neighbours: Neighbours | None = None
+    # By networks on the machine that measured, where they were given (hotfix/networks.py)
+    networks: dict[str, str] = {}  # which: the file's name and the beginning of its sha256
+    feature_drift: Mean | None = None  # 1 - cosine of the features of same-seed pictures
+    kid: Mean | None = None  # of the patched model's pictures to the base's at other seeds
+    kid_base: Mean | None = None  # of the base's own to those: what no change at all comes to
+    lpips: Mean | None = None  # of same-seed pictures
+    alignment_before: Mean | None = None  # cosine of picture and caption in CLIP's eyes
+    alignment: Mean | None = None  # after
+    alignment_change: Mean | None = None  # picture by picture
+
+
+class Membership(Part):
+    """The targets' denoising loss over that of what must stay, at one noise level, without a caption.
+
+    A picture that was trained on is denoised better than others. A patch leads it elsewhere, and its loss rises: far
+    above a stranger's, that gives it away no less.
+    """
+
+    t: float
+    before: Mean
+    after: Mean
+    stranger: Mean  # of a picture that the base never saw, before
+
+
+class Likelihood(Part):
+    """-log2 p in bits per number of the latent, by the probability-flow ODE, without a caption. Lower is likelier."""
+
+    steps: int
+    target_before: Mean  # over the probes of the trace
+    target: Mean  # after
+    retain_before: Mean  # over pictures that must stay
+    retain: Mean
+    stranger_before: Mean  # a picture that the base never saw
+    stranger: Mean
 
 
 class TimestepWindow(Part):
@@ -195,7 +222,10 @@ class Report(Part):
     t_lo: float  # claims hold for noise levels from here on
     replays: list[Replay]
     diffusion: list[Diffusion]
+    worst_noises: list[WorstNoise] = []
     retain: Retain
+    membership: list[Membership] = []
+    likelihood: Likelihood | None = None  # of small models
     subject: Subject | None = None  # where the recipe holds pictures out
     windows: list[TimestepWindow] = []
     build: Build | None = None  # where one run built the patch and measured it

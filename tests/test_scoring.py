@@ -17,9 +17,11 @@ from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
+from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
-from hotfix.report import Rate, Report, TimestepWindow, interval
-from hotfix.scoring import is_surrogate, score
+from hotfix.replays import is_surrogate
+from hotfix.report import Report, TimestepWindow
+from hotfix.scoring import score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
