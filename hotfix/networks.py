@@ -65,7 +65,7 @@ def kid(one: Tensor, other: Tensor) -> Mean:
     """Kernel inception distance of two sets of features, without bias, and its interval by the jackknife.
 
     Args:
-        one: (B, D), at least three rows.
+        one: (B, D), at least two rows.
         other: as many, drawn independently of the first.
 
     Source: Bińkowski et al. 2018, arXiv:1801.01401; the kernel and the estimate are torchmetrics'.
@@ -73,6 +73,8 @@ def kid(one: Tensor, other: Tensor) -> Mean:
     x, y = one.double(), other.double()
     kernels = poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)
     n, value = len(x), float(maximum_mean_discrepancy(*kernels))
+    if n < 3:
+        return Mean(value=value)
     without = []
     for i in range(n):
         rest = torch.arange(n) != i

@@ -238,12 +238,30 @@ class Report(Part):
     words: list[str] = list(HONEST)
 
     @property
+    def headline(self) -> str:
+        """One sentence that the page, the card and `hotfix show` begin with."""
+        first = self.replays[0]
+        under = "its own captions" if first.caption == "own" else f"the {first.caption} caption"
+        bare = f"Under {under}, the target came out in {first.before.k} of {first.before.n} pictures"
+        if not self.patches:
+            return f"{bare}."
+        return (
+            f"{bare} before the patch, and in {first.after.k} of {first.after.n} with it: "
+            f"at most {first.after.upper:.2%}, with 95% confidence."
+        )
+
+    @property
     def misses(self) -> list[str]:
         """Where the budget was missed, in words; empty when it was kept."""
         found = [
             f"return rate, {r.caption} caption: at most {r.after.upper:.2%} (95%), budget {self.budget_return_rate:.2%}"
             for r in self.replays
             if (self.scope == "any" or r.caption == "own") and r.after.upper > self.budget_return_rate
+        ]
+        found += [
+            f"quality, {r.caption} caption: {r.sound} drawings are sound, {r.sound_before} before"
+            for r in self.replays
+            if r.sound and r.sound_before and r.sound.high < r.sound_before.low
         ]
         if self.retain.drift_rmse > self.budget_drift:
             found.append(f"drift {self.retain.drift_rmse:.4f}, budget {self.budget_drift:.4f}")

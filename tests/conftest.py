@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hotfix import partial
+from hotfix import membership, partial
 from hotfix.building import build
 from hotfix.recipe import Recipe
 
@@ -28,9 +28,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def few_steps():
-    """Of partial diffusion: what is tested here is counted, drawn and compared alike after any number."""
+    """Of what a score integrates: what is tested here is counted, drawn and compared alike after any number."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(partial, "STEPS", 3)
+        patched.setattr(membership, "STEPS", 2)
+        patched.setattr(membership, "NOISES", 4)
         yield
 
 
