@@ -14,9 +14,9 @@ from hotfix import attack_noise, attack_weights, attack_words
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
+from hotfix.findings import Attack
 from hotfix.intervals import Rate
 from hotfix.partial import STEPS
-from hotfix.report import Attack
 from hotfix.shapes import Pictures
 from hotfix.similarity import null, pixel, stranger, threshold
 from hotfix.stack import Stack

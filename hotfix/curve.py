@@ -7,9 +7,9 @@ from torch import Tensor
 
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.findings import Diffusion, WorstNoise
 from hotfix.intervals import Rate
 from hotfix.partial import LEVELS, PARTIAL, back, cycled, in_turn, twice
-from hotfix.report import Diffusion, WorstNoise
 from hotfix.shapes import Latents, Pictures
 from hotfix.similarity import stranger
 from hotfix.stack import Stack

@@ -7,8 +7,9 @@ from hotfix.cost import gib
 from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
+    from hotfix.findings import Retain
     from hotfix.manifest import Scope
-    from hotfix.report import Build, Report, Retain
+    from hotfix.report import Build, Report
     from hotfix.together import Comparison, Interference
 
 UNREAD = "The tensors were not read: whether they are the ones that it speaks of is seen when it is pulled."

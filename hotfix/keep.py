@@ -10,11 +10,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.findings import Neighbours, Retain
 from hotfix.intervals import Mean, Rate
 from hotfix.networks import Networks, away, kid
 from hotfix.page import Gallery
 from hotfix.partial import KEEP, twice
-from hotfix.report import Neighbours, Retain
 from hotfix.shapes import PerExample, Pictures
 from hotfix.similarity import nearest
 from hotfix.stack import Stack
@@ -24,7 +24,7 @@ NEAR = 10  # neighbours that are looked at apart
 
 
 def kept(
-    denoiser: Denoiser, stack: Stack, case: Case, seed: int, gallery: Gallery | None, networks: Networks
+    denoiser: Denoiser, stack: Stack, case: Case, seed: int, n: int, gallery: Gallery | None, networks: Networks
 ) -> Retain:
     """Draw what must stay without the stack and with it, and say how far it moved.
 
@@ -33,13 +33,16 @@ def kept(
         stack: whose effect is measured.
         case: says what must stay; what the base draws as a target is left out, unless other captions may have it.
         seed: of the score.
+        n: pictures at most; of more captions some are drawn that lie evenly among them.
         gallery: filled with some of the pictures, if given.
         networks: what else looks at the pictures.
     """
     captions = list(case.retain_captions)
     if denoiser.captioned:
         captions = [caption for caption in dict.fromkeys(captions) if caption] or [""]
-    seeds = [seed + KEEP + i for i in range(len(captions))]
+    every = -(-len(captions) // n)
+    seeds = [seed + KEEP + i for i in range(0, len(captions), every)]
+    count, captions = len(captions), captions[::every]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     stays = ~case.returned(before) if case.scope == "any" else torch.ones(len(before), dtype=torch.bool)
     before, after = before[stays], after[stays]
@@ -62,7 +65,7 @@ def kept(
 
     def elsewhere() -> Pictures:
         """The base's, for the same captions from seeds of their own: an independent sample."""
-        return denoiser.draw(captions, [seed + KEEP + len(seeds) + i for i in range(len(captions))])
+        return denoiser.draw(captions, [seed + KEEP + count + i for i in range(len(captions))])
 
     return Retain(
         n=len(before),

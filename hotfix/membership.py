@@ -8,16 +8,16 @@ from torch import Tensor
 from hotfix import likelihood
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.findings import Likelihood, Membership
 from hotfix.intervals import Mean
 from hotfix.partial import LEVELS, MEMBERSHIP
-from hotfix.report import Likelihood, Membership
 from hotfix.shapes import Latents, PerExample
 from hotfix.similarity import stranger
 from hotfix.stack import Stack
 
 NOISES = 32  # of the loss, for every picture and level
 SMALL = 3 * 64 * 64  # numbers in a latent: beyond, the likelihood would cost more than all else
-STEPS, PROBES, OTHERS = 20, 6, 8  # of the likelihood: Heun's, probes for each target, pictures that must stay
+STEPS, PROBES, OTHERS = 20, 4, 8  # of the likelihood: Heun's, probes for each target, pictures that must stay
 EARLIEST, LATEST = 0.02, 0.99  # noise levels between which it is integrated
 
 

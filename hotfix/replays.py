@@ -8,10 +8,10 @@ from torch import Tensor
 from hotfix import gate
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.findings import Replay, Worst
 from hotfix.intervals import Rate
 from hotfix.page import Gallery
 from hotfix.partial import REPLAY, cycled, twice
-from hotfix.report import Replay, Worst
 from hotfix.shapes import Pictures
 from hotfix.similarity import UNDETECTED, nearest, null, pixel, threshold
 from hotfix.stack import Stack

@@ -15,12 +15,13 @@ from hotfix.case import Case, prepare
 from hotfix.curve import curve
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
+from hotfix.findings import TimestepWindow
 from hotfix.keep import kept
 from hotfix.networks import Networks
 from hotfix.page import Gallery
 from hotfix.partial import ATTACK, LEVELS, NOISES_SHARE
 from hotfix.recipe import Recipe
-from hotfix.report import NEVER_RUN, PatchRef, Report, TimestepWindow
+from hotfix.report import NEVER_RUN, PatchRef, Report
 from hotfix.stack import Stack
 from hotfix.windows import windows
 
@@ -47,7 +48,8 @@ def score(
         recipe: what was to be forgotten; its surrogates and thresholds are made again from the base.
         stack: the patches whose effect is measured.
         seed: same seed, same report (but for date and seconds).
-        n: pictures drawn for every kind of caption; partial diffusion uses a quarter as many noises.
+        n: pictures drawn for every kind of caption, and at most of what must stay; partial diffusion uses a quarter as
+            many noises.
         attacks: names from hotfix/attacks.py, or "all"; each draws a tenth as many pictures.
         networks: what else looks at what must stay (hotfix/networks.py).
         gallery: filled with some of the pictures, if given.
@@ -82,7 +84,7 @@ def score(
         noises = max(2, n // NOISES_SHARE, len(case.targets))
         curves = [curve(denoiser, stack, case, row.caption, seed, noises) for row in rows]
         stage("drawing what must stay")
-        retain = kept(denoiser, stack, case, seed, gallery, networks)
+        retain = kept(denoiser, stack, case, seed, n, gallery, networks)
         stage("asking whether the target was a member")
         ratios = membership.losses(denoiser, stack, case, seed)
         likelihood = membership.likelihoods(denoiser, stack, case, seed)

@@ -15,10 +15,10 @@ from hotfix.calibrate import find_t_lo
 from hotfix.case import Case, drawings
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
+from hotfix.findings import HeldOut, Replay, Subject
 from hotfix.intervals import Rate
 from hotfix.partial import LEVELS, back, cycled, twice
 from hotfix.recipe import Recipe
-from hotfix.report import HeldOut, Replay, Subject
 from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import Similarity, null, pixel, stranger, threshold
 from hotfix.stack import Stack

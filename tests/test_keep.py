@@ -105,7 +105,7 @@ def test_a_ratio_of_means_has_the_interval_of_its_pairs():
 def looked(tmp_path, family, pipe, patches, networks=Networks()):
     denoiser = Denoiser(pipe, pico.CALLS[family])
     case = prepare(make_recipe(tmp_path, family), denoiser)
-    return kept(denoiser, Stack.of(*patches), case, 0, None, networks)
+    return kept(denoiser, Stack.of(*patches), case, 0, 16, None, networks)
 
 
 def test_without_a_patch_nothing_has_moved_and_without_networks_nothing_else_is_said(tmp_path, family, pipe):

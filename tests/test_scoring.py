@@ -17,10 +17,11 @@ from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
+from hotfix.findings import TimestepWindow
 from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
 from hotfix.replays import is_surrogate
-from hotfix.report import Report, TimestepWindow
+from hotfix.report import Report
 from hotfix.scoring import score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
