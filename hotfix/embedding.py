@@ -21,10 +21,10 @@ from hotfix.similarity import UNDETECTED, Similarity
 GROUP = "hotfix.embedders"  # entry points: name -> function(path) -> Embedder
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1].
-FED: Mapping[str, tuple[int, Sequence[float], Sequence[float]]] = {
-    "sscd": (288, *IMAGENET),  # Pizzi et al. 2022, arXiv:2202.10261
-    "face": (112, (0.0,), (1 / 255,)),  # aligned faces, 0 to 255
+# What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1], and how they are scaled.
+FED: Mapping[str, tuple[int, Sequence[float], Sequence[float], str]] = {
+    "sscd": (288, *IMAGENET, "bilinear"),  # Pizzi et al. 2022, arXiv:2202.10261, and its code
+    "face": (112, (0.0,), (1 / 255,), "bicubic"),  # aligned faces, 0 to 255
 }
 
 # Pictures (B, 3, H, W) in [-1, 1] to embeddings (B, D), of any length; NaN for a picture in which it finds nothing.
@@ -61,8 +61,8 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         if wanted.kind == "features":
             return vision_model(path)
         if wanted.kind in FED:
-            size, mean, std = FED[wanted.kind]
-            return fed(network(path), wanted.size or size, wanted.mean or mean, wanted.std or std)
+            size, mean, std, scaled = FED[wanted.kind]
+            return fed(network(path), wanted.size or size, wanted.mean or mean, wanted.std or std, scaled)
         return _entry_point(wanted.kind)(path)
     except (ImportError, OSError, ValueError, RuntimeError, LookupError) as error:
         raise RecipeError(
@@ -72,7 +72,7 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         ) from error
 
 
-def fed(given: Embedder, size: int, mean: Sequence[float], std: Sequence[float]) -> Embedder:
+def fed(given: Embedder, size: int, mean: Sequence[float], std: Sequence[float], scaled: str = "bilinear") -> Embedder:
     """Feed a network what it was trained on: squares of `size` pixels in [0, 1], less the mean, over the deviation.
 
     Args:
@@ -80,12 +80,13 @@ def fed(given: Embedder, size: int, mean: Sequence[float], std: Sequence[float])
         size: of the square that pictures are scaled to.
         mean: one number, or one for every channel.
         std: likewise; 1/255 gives a network its pixels in 0 to 255.
+        scaled: bilinear or bicubic.
     """
     take, over = (torch.tensor(list(numbers)).reshape(1, -1, 1, 1) for numbers in (mean, std))
 
     @torch.no_grad()
     def embed(pictures: Pictures) -> Tensor:
-        x = F.interpolate((pictures + 1) / 2, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        x = F.interpolate((pictures + 1) / 2, size=(size, size), mode=scaled, antialias=True).clamp(0, 1)
         return given((x - take) / over)
 
     return embed
