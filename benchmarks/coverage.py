@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from kept import write
 
-from hotfix.report import Rate, interval
+from hotfix.intervals import Rate, interval
 
 REPORTS = 1000
 

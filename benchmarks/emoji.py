@@ -21,10 +21,10 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from hotfix import console
 from hotfix.denoiser import Denoiser
+from hotfix.intervals import Rate
 from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
-from hotfix.report import Rate
 from hotfix.similarity import nearest, null, pixel, threshold
 from hotfix.stack import Stack
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from benchmarks.flags import LEVELS, is_picture
 from hotfix.denoiser import Denoiser
-from hotfix.partial import back
+from hotfix.intervals import Rate
+from hotfix.partial import KEEP, PARTIAL, REPLAY, back
 from hotfix.pictures import load
 from hotfix.recipe import Recipe
-from hotfix.report import Rate
-from hotfix.scoring import KEEP, PARTIAL, REPLAY
 from hotfix.shapes import Picture, Pictures
 from hotfix.similarity import Similarity, nearest, null, pixel, threshold
 

@@ -32,10 +32,10 @@ from hotfix.augment import augmented
 from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
+from hotfix.intervals import Rate
 from hotfix.pictures import to_images
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
-from hotfix.report import Rate
 from hotfix.stack import Stack
 
 ROOT = Path(__file__).parents[1]

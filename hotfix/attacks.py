@@ -14,8 +14,9 @@ from hotfix import attack_noise, attack_weights, attack_words
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
+from hotfix.findings import Attack
+from hotfix.intervals import Rate
 from hotfix.partial import STEPS
-from hotfix.report import Attack, Rate
 from hotfix.shapes import Pictures
 from hotfix.similarity import null, pixel, stranger, threshold
 from hotfix.stack import Stack
@@ -113,7 +114,7 @@ def hits(denoiser: Denoiser, case: Case, name: str, targets: Sequence[Target], n
     """How many of n drawings are the target they were attacked for, on the pipeline as it is."""
     each = max(1, n // len(targets))
     found = [one.returned(ATTACKS[name].draw(denoiser, case, one, each, seed)) for one in targets]
-    return Rate.of(int(torch.cat(found).sum()), each * len(targets))
+    return Rate.among(torch.cat(found))
 
 
 def _unseen(denoiser: Denoiser, case: Case, target: Target) -> Target:

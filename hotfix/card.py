@@ -5,9 +5,10 @@ from typing import Any
 
 from hotfix import hub
 from hotfix.describe import describe, summary
+from hotfix.intervals import Rate
 from hotfix.manifest import BaseIdentity
 from hotfix.patch import Patch
-from hotfix.report import HONEST, Rate, Report
+from hotfix.report import HONEST, Report
 
 BODY = """\
 # {name} {version}

@@ -67,6 +67,10 @@ class Case:
         """The pictures of the bank that are not the target."""
         return self.retain[~self.twins]
 
+    def returned(self, drawn: Pictures) -> Tensor:
+        """Which pictures count as a target, (B,) bool."""
+        return torch.stack([target.returned(drawn) for target in self.targets]).any(dim=0)
+
     def alike(self, drawn: Pictures) -> Tensor:
         """Which pictures look more like a target than strangers do, (B,) bool."""
         return torch.stack([target.similarity(drawn) >= target.null for target in self.targets]).any(dim=0)

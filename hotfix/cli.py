@@ -14,6 +14,7 @@ from hotfix import (
     cli_exchange,
     cli_hub,
     cli_log,
+    cli_score,
     cli_sign,
     cli_stack,
     cli_sync,
@@ -23,7 +24,7 @@ from hotfix import (
     lock,
 )
 from hotfix.errors import HotfixError, StackError
-from hotfix.options import Json, Out, Parameter, ShowForget, pictures_for, pipeline_of
+from hotfix.options import Json, Out, Parameter, pipeline_of
 
 app = App(
     name="hotfix",
@@ -33,7 +34,7 @@ app = App(
 
 STACKS = (cli_stack.add, cli_stack.rm, cli_stack.merge, cli_stack.status, cli_sync.sync, cli_compare.compare)
 TRUST = (cli_sign.sign, cli_sign.verify, cli_sign.trust, cli_sign.distrust, cli_sign.sbom)
-RECORD = (cli_log.log, cli_log.approve)
+RECORD = (cli_score.score, cli_log.log, cli_log.approve)
 PLACES = (cli_hub.push, cli_hub.pull, cli_hub.outdated, cli_exchange.export)
 for _verb in STACKS + TRUST + RECORD + PLACES:
     app.command(_verb)
@@ -66,75 +67,6 @@ def show(patch: str, *, json: Json = False) -> None:
 
     opened = hub.look(patch) if patch.startswith(hub.SCHEME) else Patch.load(patch)
     console.data(facts(opened), describe(opened), json)
-
-
-@app.command
-def score(
-    pipeline: str,
-    recipes: Annotated[list[Path], Parameter(negative=())],
-    /,
-    *,
-    stack: Annotated[Path | None, Parameter(help="A lock; without one the bare pipeline is measured.")] = None,
-    seed: int = 0,
-    n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
-    bound: Annotated[
-        float | None, Parameter(help="Instead of -n: draw as many as no return among them bounds so.")
-    ] = None,
-    quick: Annotated[bool, Parameter(negative=(), help="The same as --bound 0.05.")] = False,
-    attacks: Annotated[str, Parameter(help="Also try to get the target back: all, or names with commas.")] = "",
-    json: Json = False,
-    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures.")] = None,
-    show_forget: ShowForget = False,
-) -> None:
-    """Measure return rates and drift, before and after. Exits with 3 over budget.
-
-    With several recipes: whether each of their patches in the stack holds with the others on, which one weakens it if
-    not, and the drift of the stack against the sum of its parts. Exits with 3 where one is weakened.
-
-    Args:
-        pipeline: hotfix:NAME, a folder, or a Hub id as ID@COMMIT.
-        recipes: what was to be forgotten.
-        seed: same seed, same numbers.
-    """
-    from hotfix.recipe import Recipe
-    from hotfix.stack import Stack
-
-    if quick or bound is not None:
-        n = pictures_for(0.05 if bound is None else bound)
-    wanted = [Recipe.load(recipe) for recipe in recipes]
-    for one in wanted:
-        one.pictures()
-    if (html or attacks) and len(wanted) > 1:
-        raise HotfixError("a page and attacks are about one recipe", hint="leave them out, or give one recipe")
-    patches = Stack.load(stack) if stack else Stack()
-    note, on = ledger.notes(stack or Path(lock.LOCK)), [ledger.ref(patch) for patch in patches.patches]
-    pipe = pipeline_of(pipeline, draws=True)
-    from hotfix.describe import summary, together
-
-    if len(wanted) > 1:
-        from hotfix.interfering import interference
-
-        found = interference(pipe, wanted, stack=patches, seed=seed, n=n, stage=console.say)
-        console.data(found.model_dump(mode="json"), together(found), json)
-        note("scored", on, weakened=[one.patch.name for one in found.patches if one.weakened])
-        if found.conflicts:
-            raise SystemExit(console.OVER_BUDGET)
-    else:
-        from hotfix.page import Gallery
-        from hotfix.scoring import score as measure
-
-        gallery = Gallery(show_forget) if html else None
-        ways = [name for name in attacks.split(",") if name]
-        report = measure(
-            pipe, wanted[0], stack=patches, seed=seed, n=n, attacks=ways, gallery=gallery, stage=console.say
-        )
-        console.data(report.model_dump(mode="json"), summary(report), json)
-        note("scored", on, **ledger.evidence(report, report.text().encode()))
-        if html:
-            console.say(str(report.to_html(html, gallery)))
-        if report.misses:
-            console.say(f"over budget: {'; '.join(report.misses)}")
-            raise SystemExit(console.OVER_BUDGET)
 
 
 @app.command

@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
+from hotfix.intervals import Rate, interval
 from hotfix.paired import MustStay, Trial
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
-from hotfix.report import PatchRef, Rate, interval
+from hotfix.report import PatchRef
 from hotfix.stack import Stack
 from hotfix.together import Compared, Comparison
 
@@ -57,11 +57,11 @@ def compare(
             hits.append(trial.hits(stack))
             drifts.append(must_stay.drift(stack))
     return Comparison(
-        bare=_rate(bare),
+        bare=Rate.among(bare),
         patches=[
             Compared(
                 patch=PatchRef(name=patch.name, version=patch.version, id=patch.id),
-                returned=_rate(hit),
+                returned=Rate.among(hit),
                 alone=int((hit & ~other).sum()),
                 drift=float(drift.mean()),
                 bytes=sum(entry.data.nbytes for entry in patch.entries.values()),
@@ -71,7 +71,3 @@ def compare(
         n=len(must_stay.bare),
         farther=interval((drifts[1] - drifts[0]).tolist()) if len(must_stay.bare) > 1 else None,
     )
-
-
-def _rate(hits: Tensor) -> Rate:
-    return Rate.of(int(hits.sum()), len(hits))

@@ -1,11 +1,13 @@
 """A patch or a report in a few lines of text. No torch."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hotfix.cost import gib
 from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
+    from hotfix.findings import Retain
     from hotfix.manifest import Scope
     from hotfix.report import Build, Report
     from hotfix.together import Comparison, Interference
@@ -91,6 +93,12 @@ def summary(report: "Report") -> str:
     for r in report.replays:
         instead = f"; the surrogate in {r.surrogate_before} before, {r.surrogate} after" if r.surrogate else ""
         lines.append(f"  {r.caption} caption: target in {r.before} before, {r.after} after{instead}")
+        if r.sound and r.worst:
+            unseen = f"; nothing detected in {r.undetected}" if r.undetected else ""
+            lines.append(
+                f"    sound in {r.sound_before} before, {r.sound} after{unseen}; worst seed {r.worst.seed}: similarity "
+                f"{r.worst.similarity:.3f}, the target from {r.worst.tau:.3f} on"
+            )
     above = [row for row in report.diffusion if row.t >= report.t_lo]
     before, after = (sum(getattr(row, key).k for row in above) for key in ("before_rate", "after_rate"))
     total = sum(row.after_rate.n for row in above)
@@ -105,12 +113,35 @@ def summary(report: "Report") -> str:
     for one in report.attacks:
         rates = f"target in {one.before} before, {one.after} after; a stranger in {one.stranger}"
         lines.append(f"  {one.name} ({one.budget}): {rates}")
-    kept = f"; right picture {report.retain.before} before, {report.retain.after} after" if report.retain.after else ""
-    between = report.retain.rmse_interval
-    spread = f" ({between[0]:.4f} to {between[1]:.4f})" if between else ""
-    lines.append(f"  drift of {report.retain.n} other pictures: {report.retain.drift_rmse:.4f}{spread} RMSE{kept}")
+    lines += [f"  {line}" for line in _kept(report.retain)]
+    if bits := report.likelihood:
+        lines.append(
+            f"  -log2 p of the target, bits per number: {bits.target_before} before, {bits.target} after; "
+            f"of a stranger {bits.stranger_before}"
+        )
     lines.append("  within budget" if not report.misses else f"  over budget: {'; '.join(report.misses)}")
     return "\n".join(lines)
+
+
+def _kept(retain: "Retain") -> Iterator[str]:
+    """What must stay, in pixels and as far as networks looked at it."""
+    rights = f"; right picture {retain.before} before, {retain.after} after" if retain.after else ""
+    between = retain.rmse_interval
+    spread = f" ({between[0]:.4f} to {between[1]:.4f})" if between else ""
+    yield f"drift of {retain.n} other pictures: {retain.drift_rmse:.4f}{spread} RMSE{rights}"
+    if retain.lost:
+        yield f"  lost: {', '.join(retain.lost)}"
+    if near := retain.neighbours:
+        yield f"  of the {near.n} nearest to the target: {near.drift} RMSE"
+    for words, mean in {
+        "LPIPS": retain.lpips,
+        "1 - cosine of features": retain.feature_drift,
+        "KID": retain.kid,
+        "KID of the base itself": retain.kid_base,
+        "change of CLIP's cosine to the caption": retain.alignment_change,
+    }.items():
+        if mean:
+            yield f"  {words}: {mean}"
 
 
 def cost(build: "Build") -> str:

@@ -16,27 +16,37 @@ from hotfix.errors import RecipeError
 from hotfix.pictures import to_images
 from hotfix.recipe import Similarity as Wanted
 from hotfix.shapes import PerExample, Picture, Pictures
-from hotfix.similarity import Similarity
+from hotfix.similarity import UNDETECTED, Similarity
 
 GROUP = "hotfix.embedders"  # entry points: name -> function(path) -> Embedder
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1].
-FED: Mapping[str, tuple[int, Sequence[float], Sequence[float]]] = {
-    "sscd": (288, *IMAGENET),  # Pizzi et al. 2022, arXiv:2202.10261
-    "face": (112, (0.0,), (1 / 255,)),  # aligned faces, 0 to 255
+# What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1], and how they are scaled.
+FED: Mapping[str, tuple[int, Sequence[float], Sequence[float], str]] = {
+    "sscd": (288, *IMAGENET, "bilinear"),  # Pizzi et al. 2022, arXiv:2202.10261, and its code
+    "face": (112, (0.0,), (1 / 255,), "bicubic"),  # aligned faces, 0 to 255
 }
 
-# Pictures (B, 3, H, W) in [-1, 1] to embeddings (B, D), of any length.
+# Pictures (B, 3, H, W) in [-1, 1] to embeddings (B, D), of any length; NaN for a picture in which it finds nothing.
 Embedder = Callable[[Pictures], Tensor]
 
 
 def cosine(embed: Embedder, target: Picture) -> Similarity:
-    """Cosine similarity of embeddings to the target's, in [-1, 1]."""
+    """Cosine similarity of embeddings to the target's, in [-1, 1]; `UNDETECTED` where the network finds nothing.
+
+    Raises:
+        RecipeError: it finds nothing in the target.
+    """
     wanted = embed(target[None])
+    if wanted.isnan().any():
+        raise RecipeError(
+            "the network of [similarity] finds nothing in a forget picture",
+            wanted="a picture that it can recognise",
+            hint="crop the picture as the network needs it, or take another similarity.kind",
+        )
 
     def similarity(pictures: Pictures) -> PerExample:
-        return F.cosine_similarity(embed(pictures), wanted).float()
+        return F.cosine_similarity(embed(pictures), wanted).float().nan_to_num(nan=UNDETECTED)
 
     return similarity
 
@@ -51,9 +61,8 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         if wanted.kind == "features":
             return vision_model(path)
         if wanted.kind in FED:
-            size, mean, std = FED[wanted.kind]
-            load = onnx if path.suffix == ".onnx" else torchscript
-            return fed(load(path), wanted.size or size, wanted.mean or mean, wanted.std or std)
+            size, mean, std, scaled = FED[wanted.kind]
+            return fed(network(path), wanted.size or size, wanted.mean or mean, wanted.std or std, scaled)
         return _entry_point(wanted.kind)(path)
     except (ImportError, OSError, ValueError, RuntimeError, LookupError) as error:
         raise RecipeError(
@@ -63,32 +72,30 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         ) from error
 
 
-def fed(network: Embedder, size: int, mean: Sequence[float], std: Sequence[float]) -> Embedder:
+def fed(given: Embedder, size: int, mean: Sequence[float], std: Sequence[float], scaled: str = "bilinear") -> Embedder:
     """Feed a network what it was trained on: squares of `size` pixels in [0, 1], less the mean, over the deviation.
 
     Args:
-        network: (B, 3, size, size) -> (B, D).
+        given: (B, 3, size, size) -> (B, D).
         size: of the square that pictures are scaled to.
         mean: one number, or one for every channel.
         std: likewise; 1/255 gives a network its pixels in 0 to 255.
+        scaled: bilinear or bicubic.
     """
     take, over = (torch.tensor(list(numbers)).reshape(1, -1, 1, 1) for numbers in (mean, std))
 
     @torch.no_grad()
     def embed(pictures: Pictures) -> Tensor:
-        x = F.interpolate((pictures + 1) / 2, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        return network((x - take) / over)
+        x = F.interpolate((pictures + 1) / 2, size=(size, size), mode=scaled, antialias=True).clamp(0, 1)
+        return given((x - take) / over)
 
     return embed
 
 
-def torchscript(path: Path) -> Embedder:
-    """A TorchScript file."""
-    return torch.jit.load(str(path), map_location="cpu").eval()
-
-
-def onnx(path: Path) -> Embedder:
-    """An ONNX file with one input and, first, the embedding. Needs onnxruntime."""
+def network(path: Path) -> Embedder:
+    """A TorchScript file; or an ONNX file with one input and, first, the embedding, which needs onnxruntime."""
+    if path.suffix != ".onnx":
+        return torch.jit.load(str(path), map_location="cpu").eval()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -101,12 +108,12 @@ def vision_model(path: Path) -> Embedder:
     from transformers import AutoImageProcessor, AutoModel
 
     processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-    network: Any = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
-    network = getattr(network, "vision_model", network)  # of a text-and-vision model
+    model: Any = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+    model = getattr(model, "vision_model", model)  # of a text-and-vision model
 
     @torch.no_grad()
     def embed(pictures: Pictures) -> Tensor:
-        out = network(**processor(images=to_images(pictures), return_tensors="pt"))
+        out = model(**processor(images=to_images(pictures), return_tensors="pt"))
         pooled = getattr(out, "image_embeds", None)
         if pooled is None:
             pooled = getattr(out, "pooler_output", None)

@@ -13,11 +13,12 @@ from torch import Tensor
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import StackError
+from hotfix.intervals import Rate
 from hotfix.paired import MustStay, Trial
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
 from hotfix.relations import with_required
-from hotfix.report import PatchRef, Rate
+from hotfix.report import PatchRef
 from hotfix.stack import Stack
 from hotfix.together import CHANCE, Held, Interference
 
@@ -79,7 +80,7 @@ def _held(trial: "Trial", patch: Patch, stack: Stack, must_stay: "MustStay") -> 
     if chance < CHANCE:
         others = [other for other in stack.patches if other not in alone.patches]
         by = [o.name for o in others if _chance(by_itself, trial.hits(_part(stack, [patch, o]))) < CHANCE]
-    rates = [Rate.of(int(hits.sum()), len(hits)) for hits in (before, by_itself, together)]
+    rates = [Rate.among(hits) for hits in (before, by_itself, together)]
     return Held(
         patch=PatchRef(name=patch.name, version=patch.version, id=patch.id),
         bare=rates[0],

@@ -31,7 +31,7 @@ def pipeline_of(source: str, *, draws: bool = False) -> "DiffusionPipeline":
 
 def pictures_for(bound: float) -> int:
     """How many pictures to draw for a rate to be bounded, if nothing comes back. Raises HotfixError."""
-    from hotfix.report import Rate
+    from hotfix.intervals import Rate
 
     if not 0 < bound < 1:
         raise HotfixError(f"--bound {bound}", wanted="a rate between 0 and 1", hint="--bound 0.01 draws 299 pictures")

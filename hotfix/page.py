@@ -18,7 +18,8 @@ from hotfix.pictures import to_images
 from hotfix.shapes import Pictures
 
 if TYPE_CHECKING:
-    from hotfix.report import Diffusion, Report, TimestepWindow
+    from hotfix.findings import Diffusion, TimestepWindow
+    from hotfix.report import Report
 
 ZOOM = 3
 

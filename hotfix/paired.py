@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
-from hotfix.partial import LEVELS, back, cycled, in_turn
-from hotfix.scoring import KEEP, NOISES_SHARE, PARTIAL, REPLAY
+from hotfix.partial import KEEP, LEVELS, NOISES_SHARE, PARTIAL, REPLAY, back, cycled, in_turn
 from hotfix.shapes import PerExample, Pictures
 from hotfix.stack import Stack
 
@@ -38,7 +37,7 @@ class Trial:
 
     def _replayed(self, captions: Sequence[str]) -> Tensor:
         drawn = self.denoiser.draw(cycled(captions, self.n), [self.seed + REPLAY + i for i in range(self.n)])
-        return torch.stack([target.returned(drawn) for target in self.case.targets]).any(dim=0)
+        return self.case.returned(drawn)
 
     def _brought_back(self, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
         targets = self.case.targets
@@ -68,8 +67,7 @@ class MustStay:
         captions = [caption for caption in captions if caption not in forgotten] or [""] * len(cases[0].retain_captions)
         seeds = [seed + KEEP + i for i in range(len(captions))]
         bare = denoiser.draw(captions, seeds)
-        targets = [target for case in cases for target in case.targets]
-        kept = ~torch.stack([target.returned(bare) for target in targets]).any(dim=0)
+        kept = ~torch.stack([case.returned(bare) for case in cases]).any(dim=0)
         rows = kept.nonzero().flatten().tolist()
         return cls(denoiser, tuple(captions[i] for i in rows), tuple(seeds[i] for i in rows), bare[kept])
 

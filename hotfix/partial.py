@@ -13,6 +13,9 @@ from hotfix.stack import Stack
 
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 STEPS = 12  # denoising steps from any level
+NOISES_SHARE = 4  # partial diffusion costs most: one noise for every four pictures of a replay
+# Seeds of a score's parts, far from a build's.
+REPLAY, PARTIAL, KEEP, ATTACK, MEMBERSHIP = 10_000, 20_000, 30_000, 40_000, 60_000
 
 
 @torch.no_grad()

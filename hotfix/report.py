@@ -1,15 +1,23 @@
 """Report: what was measured, on which patches, with which seeds and how many samples. Never part of a patch."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError
+from hotfix.findings import (
+    Attack,
+    Diffusion,
+    Likelihood,
+    Membership,
+    Replay,
+    Retain,
+    Subject,
+    TimestepWindow,
+    WorstNoise,
+)
+from hotfix.intervals import Part
 
 if TYPE_CHECKING:
     from hotfix.page import Gallery
@@ -24,140 +32,6 @@ HONEST = (
 )
 # What nobody runs here, and what is not run unless asked for.
 NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
-
-
-class Part(BaseModel):
-    """A part of a report: its fields and no others."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Rate(Part):
-    """k of n, with the exact (Clopper–Pearson) two-sided 95% interval and the one-sided 95% upper bound."""
-
-    k: int
-    n: int
-    low: float
-    high: float
-    upper: float
-
-    @classmethod
-    def of(cls, k: int, n: int) -> Self:
-        """Count k events in n independent trials."""
-        from scipy.stats import binomtest  # half a second to import, and only measuring needs it
-
-        test = binomtest(k, n)
-        both = test.proportion_ci(0.95, "exact")
-        upper = binomtest(k, n, alternative="less").proportion_ci(0.95, "exact").high
-        return cls(k=k, n=n, low=float(both.low), high=float(both.high), upper=float(upper))
-
-    @staticmethod
-    def needed(bound: float) -> int:
-        """How many drawings without one event say that the rate is at most `bound`, with 95% confidence.
-
-        By the rule of three, 3 / bound; exactly, the least n with (1 - bound)^n <= 0.05.
-        """
-        return math.ceil(math.log(0.05) / math.log1p(-bound))
-
-    def __str__(self) -> str:
-        return f"{self.k} of {self.n} ({self.low:.1%} to {self.high:.1%})"
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Of the mean of independent numbers: 95%, by 2,000 bootstrap resamples of a fixed seed (percentiles)."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    drawn = bootstrap((np.asarray(values),), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
-
-
-class Replay(Part):
-    """Pictures drawn from pure noise under one kind of caption, the same seeds before and after."""
-
-    caption: str
-    before: Rate
-    after: Rate
-    # Drawings that are a surrogate. Where no caption of the target asks for it, a rise says that it was memorised.
-    surrogate_before: Rate | None = None
-    surrogate: Rate | None = None  # after
-
-
-class Diffusion(Part):
-    """Partial diffusion: the target noised to level t and denoised again, under one kind of caption."""
-
-    caption: str
-    t: float
-    before_rate: Rate
-    after_rate: Rate
-    before_mean: float
-    after_mean: float
-    after_q95: float
-    stranger_mean: float  # a picture the model never saw, brought back by the unpatched base
-
-
-class HeldOut(Part):
-    """Partial diffusion from a picture of the subject that was never trained on, judged by a threshold of its own."""
-
-    picture: int  # from 1, in the order of the recipe's files; never a name
-    tau: float  # from this similarity on, a picture counts as this one
-    caption: str
-    t: float  # from the picture's own t_lo on
-    before: Rate
-    after: Rate
-
-
-class Subject(Part):
-    """The subject in pictures that were held out. No budget judges it: instance is not identity."""
-
-    pictures: int
-    replays: list[Replay]  # drawings that count as any of them
-    diffusion: list[HeldOut]
-
-    def returns(self, caption: str, picture: int | None = None) -> tuple[Rate, Rate]:
-        """How often they came back, or one of them did, over all levels, before and after."""
-        rows = [row for row in self.diffusion if row.caption == caption and picture in (None, row.picture)]
-        n = sum(row.before.n for row in rows)
-        return Rate.of(sum(row.before.k for row in rows), n), Rate.of(sum(row.after.k for row in rows), n)
-
-    @property
-    def captions(self) -> list[str]:
-        """The kinds of caption they were denoised under."""
-        return list(dict.fromkeys(row.caption for row in self.diffusion))
-
-
-class Attack(Part):
-    """One way to get a target back (hotfix/attacks.py): drawings that are the target."""
-
-    name: str
-    budget: str
-    source: str
-    before: Rate  # on the unpatched base: an attack that does not win there proves nothing
-    after: Rate
-    stranger: Rate  # on the base, for a picture that it never saw: what wins there draws anything it is asked for
-
-
-class Retain(Part):
-    """Same-seed pictures for other captions, before and after. Drift in pixel units of [0, 1]."""
-
-    n: int
-    drift_rmse: float
-    drift_ssim: float  # 1 - structural similarity: the perceptual distance
-    rmse_interval: tuple[float, float] | None = None  # of the mean over pictures, 95%
-    ssim_interval: tuple[float, float] | None = None
-    before: Rate | None = None  # the picture nearest to the base's own for that caption
-    after: Rate | None = None
-
-
-class TimestepWindow(Part):
-    """How often one target is trained on at each noise level, under one kind of caption: numbers in [0, 1] alone."""
-
-    target: int  # in the order of the recipe's pictures, from 1
-    caption: str
-    weight: str  # "calibrated": measured on the unpatched base; else the curve that the recipe names
-    t_lo: float  # below it m is 0
-    t: list[float]
-    m: list[float]
 
 
 class PatchRef(Part):
@@ -196,7 +70,10 @@ class Report(Part):
     t_lo: float  # claims hold for noise levels from here on
     replays: list[Replay]
     diffusion: list[Diffusion]
+    worst_noises: list[WorstNoise] = []
     retain: Retain
+    membership: list[Membership] = []
+    likelihood: Likelihood | None = None  # of small models
     subject: Subject | None = None  # where the recipe holds pictures out
     windows: list[TimestepWindow] = []
     build: Build | None = None  # where one run built the patch and measured it
@@ -209,12 +86,30 @@ class Report(Part):
     words: list[str] = list(HONEST)
 
     @property
+    def headline(self) -> str:
+        """One sentence that the page, the card and `hotfix show` begin with."""
+        first = self.replays[0]
+        under = "its own captions" if first.caption == "own" else f"the {first.caption} caption"
+        bare = f"Under {under}, the target came out in {first.before.k} of {first.before.n} pictures"
+        if not self.patches:
+            return f"{bare}."
+        return (
+            f"{bare} before the patch, and in {first.after.k} of {first.after.n} with it: "
+            f"at most {first.after.upper:.2%}, with 95% confidence."
+        )
+
+    @property
     def misses(self) -> list[str]:
         """Where the budget was missed, in words; empty when it was kept."""
         found = [
             f"return rate, {r.caption} caption: at most {r.after.upper:.2%} (95%), budget {self.budget_return_rate:.2%}"
             for r in self.replays
             if (self.scope == "any" or r.caption == "own") and r.after.upper > self.budget_return_rate
+        ]
+        found += [
+            f"quality, {r.caption} caption: {r.sound} drawings are sound, {r.sound_before} before"
+            for r in self.replays
+            if r.sound and r.sound_before and r.sound.high < r.sound_before.low
         ]
         if self.retain.drift_rmse > self.budget_drift:
             found.append(f"drift {self.retain.drift_rmse:.4f}, budget {self.budget_drift:.4f}")
@@ -243,8 +138,15 @@ class Report(Part):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a report. Raises HotfixError when it is not one."""
+        """Read a report. Raises HotfixError when it is not one, or one of another schema."""
         try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except (OSError, ValidationError) as error:
+            found = json.loads(Path(path).read_bytes())
+            if isinstance(found, dict) and found.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+                raise HotfixError(
+                    f"{path} is a report of schema {found['schema_version']}",
+                    wanted=f"schema {SCHEMA_VERSION}",
+                    hint="install the hotfix that wrote it: its key `tool` says which",
+                )
+            return cls.model_validate(found)
+        except (OSError, ValueError) as error:
             raise HotfixError(f"{path} is not a hotfix report", hint="`hotfix score` writes one") from error

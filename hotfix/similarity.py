@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hotfix.shapes import PerExample, Picture, Pictures
 
+UNDETECTED = -1.0  # the lowest there is: where a network found nothing in a picture that it could compare
+
 
 class Similarity(Protocol):
     """Similarity of pictures (B, 3, H, W) in [-1, 1] to one known picture: (B,), 1 for the same, lower for less."""

@@ -15,9 +15,10 @@ from hotfix.calibrate import find_t_lo
 from hotfix.case import Case, drawings
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
+from hotfix.findings import HeldOut, Replay, Subject
+from hotfix.intervals import Rate
 from hotfix.partial import LEVELS, back, cycled, twice
 from hotfix.recipe import Recipe
-from hotfix.report import HeldOut, Rate, Replay, Subject
 from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import Similarity, null, pixel, stranger, threshold
 from hotfix.stack import Stack
@@ -70,8 +71,7 @@ def replay(held: Sequence[Known], caption: str, before: Pictures, after: Picture
     """How many drawings count as any of the held-out pictures."""
 
     def rate(drawn: Pictures) -> Rate:
-        hits = torch.stack([one.similarity(drawn) >= one.tau for one in held]).any(dim=0)
-        return Rate.of(int(hits.sum()), len(drawn))
+        return Rate.among(torch.stack([one.similarity(drawn) >= one.tau for one in held]).any(dim=0))
 
     return Replay(caption=caption, before=rate(before), after=rate(after))
 
@@ -122,5 +122,5 @@ def _row(
 ) -> HeldOut:
     x = one.x.expand_as(eps)
     drawn = twice(denoiser.pipe, stack, lambda: back(denoiser, x, eps, t, condition, kind))
-    before, after = (Rate.of(int((one.similarity(pictures) >= one.tau).sum()), len(eps)) for pictures in drawn)
+    before, after = (Rate.among(one.similarity(pictures) >= one.tau) for pictures in drawn)
     return HeldOut(picture=number, tau=one.tau, caption=kind, t=t, before=before, after=after)

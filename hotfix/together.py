@@ -1,6 +1,7 @@
 """Reports about several patches: how they stand together in a stack, and two of them side by side."""
 
-from hotfix.report import SCHEMA_VERSION, Part, PatchRef, Rate
+from hotfix.intervals import Part, Rate
+from hotfix.report import SCHEMA_VERSION, PatchRef
 
 CHANCE = 0.01  # one-sided: a patch is weakened where chance explains its returns less often than this
 

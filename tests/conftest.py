@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")
@@ -14,9 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from hotfix import partial
+from hotfix import membership, partial
 from hotfix.building import build
+from hotfix.case import prepare
+from hotfix.denoiser import Denoiser
+from hotfix.pipeline import load_pipeline, prompts
 from hotfix.recipe import Recipe
+
+FLAG = Path(__file__).parents[1] / "patches/mauritania-2017"
 
 
 def pytest_collection_modifyitems(items):
@@ -28,9 +34,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def few_steps():
-    """Of partial diffusion: what is tested here is counted, drawn and compared alike after any number."""
+    """Of what a score integrates: what is tested here is counted, drawn and compared alike after any number."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(partial, "STEPS", 3)
+        patched.setattr(membership, "STEPS", 2)
+        patched.setattr(membership, "NOISES", 4)
         yield
 
 
@@ -89,3 +97,12 @@ def built(tmp_path_factory):
 @pytest.fixture
 def patches(built, family):
     return built[family]
+
+
+@pytest.fixture(scope="session")
+def knows():
+    """The bundled base, which draws the target, and its case."""
+    recipe = Recipe.load(FLAG / "recipe.toml")
+    few = recipe.retain.model_copy(update={"prompts": prompts("hotfix:flags")[::16], "size": 16})
+    denoiser = Denoiser(load_pipeline(recipe), recipe.base.call)
+    return denoiser, prepare(recipe.model_copy(update={"retain": few}), denoiser)

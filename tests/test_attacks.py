@@ -2,27 +2,21 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
+from conftest import FLAG as FOLDER
 from conftest import make_recipe
 
 from benchmarks.attacks import weakened
 from hotfix import attack_noise, attack_weights, attack_words
 from hotfix.attacks import ATTACKS, tried
-from hotfix.case import prepare
 from hotfix.demo import fingerprint
-from hotfix.denoiser import Denoiser
 from hotfix.describe import summary
 from hotfix.errors import HotfixError
 from hotfix.patch import Patch
-from hotfix.pipeline import load_pipeline, prompts
-from hotfix.recipe import Recipe
 from hotfix.report import Report
 from hotfix.scoring import score
 from hotfix.stack import Stack, applied
-
-FOLDER = Path(__file__).parents[1] / "patches/mauritania-2017"
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +31,6 @@ def small_budgets(monkeypatch):
         monkeypatch.setattr(module, name, value)
     for name, draw in (("relearning", attack_weights.relearning), ("benign-tuning", attack_weights.benign_tuning)):
         monkeypatch.setitem(ATTACKS, f"{name}-80", replace(ATTACKS[f"{name}-80"], draw=partial(draw, steps=3)))
-
-
-@pytest.fixture(scope="module")
-def knows():
-    """The bundled base, which draws the target, and its case."""
-    recipe = Recipe.load(FOLDER / "recipe.toml")
-    few = recipe.retain.model_copy(update={"prompts": prompts("hotfix:flags")[::16], "size": 16})
-    denoiser = Denoiser(load_pipeline(recipe), recipe.base.call)
-    return denoiser, prepare(recipe.model_copy(update={"retain": few}), denoiser)
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("relearning-5", "relearning-20")])

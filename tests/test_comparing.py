@@ -8,7 +8,8 @@ from hotfix.demo import fingerprint
 from hotfix.describe import beside
 from hotfix.errors import BaseMismatch
 from hotfix.interfering import interference
-from hotfix.report import PatchRef, Rate
+from hotfix.intervals import Rate
+from hotfix.report import PatchRef
 from hotfix.stack import Stack, applied
 from hotfix.together import Compared, Comparison
 

@@ -10,9 +10,12 @@ import pytest
 from hotfix import errors
 from hotfix.cli import app
 from hotfix.families import FAMILIES
+from hotfix.intervals import Part
 from hotfix.manifest import Manifest
+from hotfix.report import Report
 
 ROOT = Path(__file__).parents[1]
+REPORT = {"hotfix.intervals", "hotfix.findings", Report.__module__}
 VERBS = [name for name in app if not name.startswith("-")]
 
 
@@ -30,6 +33,12 @@ def test_no_documented_verb_is_missing():
 @pytest.mark.parametrize("field", sorted(Manifest.model_fields))
 def test_every_manifest_field_is_specified(field):
     assert f"`{field}`" in (ROOT / "docs/format.md").read_text()
+
+
+@pytest.mark.parametrize("part", [part for part in Part.__subclasses__() if part.__module__ in REPORT])
+def test_every_field_of_a_report_is_specified(part):
+    text = (ROOT / "docs/report.md").read_text()
+    assert [field for field in part.model_fields if f"`{field}`" not in text] == []
 
 
 def test_every_family_is_in_the_table():

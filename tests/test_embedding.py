@@ -1,5 +1,7 @@
 """A similarity by a network: a TorchScript file, a saved vision model, or what another package offers."""
 
+from dataclasses import replace
+
 import pico
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
 from hotfix.pictures import from_image
 from hotfix.recipe import Recipe
+from hotfix.replays import counted
+from hotfix.similarity import UNDETECTED
 
 SEEN = torch.stack([from_image(picture(seed)) for seed in range(6)])
 
@@ -65,7 +69,7 @@ def test_targets_are_recognised_by_the_network_of_the_recipe(tmp_path, kind, req
 
 def test_pixels_reach_a_torchscript_network_as_the_recipe_says(tmp_path):
     torch.jit.script(nn.Flatten()).save(str(tmp_path / "as-is.ts"))
-    embed = embedding.fed(embedding.torchscript(tmp_path / "as-is.ts"), 16, (0.0,), (1 / 255,))
+    embed = embedding.fed(embedding.network(tmp_path / "as-is.ts"), 16, (0.0,), (1 / 255,))
     torch.testing.assert_close(embed(SEEN).reshape_as(SEEN), (SEEN + 1) * 127.5, rtol=0, atol=1e-3)
 
 
@@ -83,6 +87,24 @@ def test_a_network_that_is_not_there_ends_in_a_sentence(tmp_path, similarity, wo
     (tmp_path / "recipe.txt").write_text("no network")
     with pytest.raises(RecipeError, match=words):
         prepare(recipe_with(tmp_path, similarity), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+
+
+def test_a_picture_in_which_the_network_finds_nothing_is_as_unlike_as_can_be_and_is_counted(tmp_path):
+    def sees(pictures):
+        seen = pictures.mean(dim=(2, 3)) + 2
+        return torch.where((pictures[:, :1, 0, 0] > 0).expand_as(seen), torch.nan, seen)
+
+    hidden, shown = SEEN.clone(), SEEN.clone()
+    hidden[:, 0, 0, 0], shown[:, 0, 0, 0] = 1, -1
+    like = embedding.cosine(sees, shown[0])
+    assert (like(hidden) == UNDETECTED).all() and (like(shown) > 0).all()
+    (target,) = (case := prepare(make_recipe(tmp_path, "ddpm"), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))).targets
+    case = replace(case, targets=(replace(target, similarity=like, tau=0.9),))
+    drawn = torch.cat([hidden[:2], shown[:1]])
+    rates = counted(case, "own", shown[:3], drawn, 0, lambda x: x.mean(dim=(1, 2, 3)) < 2, embedded=True)
+    assert (rates.undetected_before.k, rates.undetected.k, rates.after.k) == (0, 2, 1)
+    with pytest.raises(RecipeError, match="finds nothing in a forget picture"):
+        embedding.cosine(sees, hidden[0])
 
 
 def test_a_plugin_is_found_by_its_entry_point(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ from benchmarks.suppression import Asked
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
+from hotfix.intervals import Rate
 from hotfix.patch import Patch
 from hotfix.pictures import from_image, load
-from hotfix.report import Rate
 from hotfix.stack import Stack, applied
 
 OUTDATED = ["honduras", "iraq", "kyrgyzstan", "mauritania", "syria"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,9 +18,13 @@ from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
+from hotfix.findings import TimestepWindow
+from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
-from hotfix.report import Rate, Report, TimestepWindow, interval
-from hotfix.scoring import is_surrogate, score
+from hotfix.replays import is_surrogate, sound_for, worst
+from hotfix.report import Report
+from hotfix.scoring import score
 from hotfix.similarity import nearest
 from hotfix.stack import Stack, applied
 
@@ -143,6 +148,39 @@ def test_a_drawing_of_a_surrogate_is_recognised(tmp_path):
     neither = -target.surrogates[:1]  # whatever it is nearest to
     drawn = torch.cat([target.surrogates[:1], near, target.picture[None], neither, case.strangers[:3]])
     assert is_surrogate(case, drawn).tolist() == [True, True, False, False, False, False, False]
+
+
+def test_the_worst_drawing_is_the_one_nearest_to_its_own_threshold(tmp_path):
+    case = prepare(make_recipe(tmp_path, "ddpm"), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+    (target,) = case.targets
+    drawn = torch.cat([case.strangers[:2], target.picture[None], case.strangers[2:4]])
+    found = worst(case, drawn, 100)
+    assert (found.seed, found.tau) == (102, target.tau) and found.similarity == pytest.approx(1)
+    strict = replace(target, tau=2.0)  # the picture itself does not count there
+    assert worst(replace(case, targets=(strict, target)), drawn, 100).tau == target.tau
+
+
+def test_garbage_is_not_sound_and_what_the_base_draws_is(knows):
+    denoiser, case = knows
+    sound = sound_for(denoiser, case, 0)
+    noise = torch.rand(4, *case.retain.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert not sound(noise).any() and not sound(torch.zeros(1, *case.retain.shape[1:])).any()
+    assert sound(denoiser.draw(["mali", "chad", "japan", "norway"], range(4))).all()
+
+
+def test_rarer_sound_drawings_miss_the_budget():
+    report = Report.load(PUBLISHED)
+    for before, after, missed in ((300, 300, False), (290, 285, False), (300, 200, True)):
+        row = report.replays[0].model_copy(update={"sound_before": Rate.of(before, 300), "sound": Rate.of(after, 300)})
+        words = report.model_copy(update={"replays": [row]}).misses
+        assert any(word.startswith("quality, own caption") for word in words) == missed
+
+
+def test_a_report_of_another_schema_is_refused_with_what_to_do(tmp_path):
+    numbers = json.loads(PUBLISHED.read_text()) | {"schema_version": 2}
+    (tmp_path / "report.json").write_text(json.dumps(numbers))
+    with pytest.raises(HotfixError, match="is a report of schema 2; wanted schema 1"):
+        Report.load(tmp_path / "report.json")
 
 
 def test_every_target_of_a_recipe_is_noised_and_compared_with_itself(tmp_path, family, pipe):

@@ -29,7 +29,7 @@ from benchmarks.flags import is_picture
 from benchmarks.forgetting.distance import apart, kid, to_nearest
 from benchmarks.forgetting.drawings import Drawn
 from benchmarks.forgetting.subject import Subject
-from hotfix.report import Rate
+from hotfix.intervals import Rate
 from hotfix.shapes import Pictures
 from hotfix.similarity import nearest
 

@@ -18,10 +18,9 @@ from benchmarks.forgetting.targets import Base, Target
 from hotfix import objective
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
-from hotfix.partial import LEVELS, back, cycled
+from hotfix.partial import KEEP, LEVELS, PARTIAL, REPLAY, back, cycled
 from hotfix.pipeline import load_pipeline
 from hotfix.recipe import Recipe
-from hotfix.scoring import KEEP, PARTIAL, REPLAY
 from hotfix.shapes import Pictures
 
 STRIDE = 1_000_000  # between the seeds of two runs; far from those of training

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.forgetting.best import Key, Row, best_settings
 from benchmarks.forgetting.measure import CHANGES, SCORES
 from benchmarks.forgetting.settings import ABLATION, DEFAULT, HOTFIX, RIVALS
-from hotfix.report import Rate
+from hotfix.intervals import Rate
 
 ALL, BASE, GOLD = "all", "base", "gold"
 
