@@ -17,9 +17,14 @@ demo: .venv/ready  ## correct an outdated flag in a real model, measure it, and 
 .venv/quantisers: .venv/ready
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $@ torchao bitsandbytes
 
-test: .venv/ready .venv/quantisers  ## the tests: no network, no GPU
+# Beside it too: 65 packages that only these tests need.
+.venv/servers: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --prefix $@ "ray[serve]" bentoml
+
+test: .venv/ready .venv/quantisers .venv/servers  ## the tests: no network, no GPU
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 	PYTHONPATH=.venv/quantisers $(BIN)/python -m pytest --numprocesses auto tests/test_quantised.py
+	PYTHONPATH=$$(echo .venv/servers/lib/python*/site-packages) $(BIN)/python -m pytest tests/test_fleet.py tests/test_serve_recipes.py
 
 lint: .venv/ready  ## style, types, floors
 	$(BIN)/ruff check .

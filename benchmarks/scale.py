@@ -105,27 +105,29 @@ def stacked(patches: Sequence[Patch], pipe: Any) -> dict[str, Any]:
     x, words, pooled = (torch.randn(shape, generator=draw) for shape in shapes)
 
     def step() -> float:
-        def once() -> None:
-            network(x, encoder_hidden_states=words, pooled_projections=pooled, timestep=torch.tensor([500.0]))
+        t = torch.tensor([500.0])
+        return seconds(lambda: network(x, encoder_hidden_states=words, pooled_projections=pooled, timestep=t))
 
-        once()
-        return min(seconds(once) for _ in range(ROUNDS))
+    def way(fold: bool) -> dict[str, float]:
+        on, off, steps = [], [], []
+        for _ in range(ROUNDS):
+            on.append(seconds(lambda: stack.apply(pipe, fold=fold)))
+            steps.append(step())
+            off.append(seconds(lambda: stack.remove(pipe)))
+        return {"on, seconds": min(on), "step, seconds": min(steps), "off, seconds": min(off)}
 
-    before, bare, check = fingerprint(pipe), step(), seconds(lambda: stack.check(pipe))
-    beside = {"on, seconds": seconds(lambda: stack.apply(pipe)), "step, seconds": step()}
-    pairs = change_of(network)
-    drift, lost = ratio(pairs), {kind: 1 - survival(pairs, getattr(torch, kind)) for kind in KINDS}
-    del pairs
-    beside["off, seconds"] = seconds(lambda: stack.remove(pipe))
-    folded = {"on, seconds": seconds(lambda: stack.apply(pipe, fold=True)), "step, seconds": step()}
-    kept_back = sum(one.nbytes for one in reach.known(network).kept.originals.values())
-    folded["off, seconds"] = seconds(lambda: stack.remove(pipe))
+    before, bare, check = fingerprint(pipe), min(step() for _ in range(ROUNDS)), seconds(lambda: stack.check(pipe))
+    beside, folded = way(fold=False), way(fold=True)
+    with stack.on(pipe):
+        pairs = change_of(network)
+        drift, lost = ratio(pairs), {kind: 1 - survival(pairs, getattr(torch, kind)) for kind in KINDS}
+        del pairs
     assert fingerprint(pipe) == before
     return {
         "‖ΔW‖ / ‖W‖": round(drift, 5),
         "of ΔW lost to rounding": {kind: float(f"{share:.2g}") for kind, share in lost.items()},
         "bytes of the patches": sum(entry.data.nbytes for patch in patches for entry in patch.entries.values()),
-        "bytes kept of a folded base": kept_back,
+        "bytes kept of a folded base": sum(4 * out * into for out, into in dimensions(network)),
         "peak bytes of the process": cost.peaks()[0],
         "check, seconds": check,
         "step without patches, seconds": bare,

@@ -105,6 +105,8 @@ def _many(recipes: list[Path], asked: Asked, ray: list[str] | None, workers: int
     jobs, failed = batch.plan(recipes)
     if asked.stack:
         lock.load(asked.stack)
+    if ray is None:
+        _on_one_process()
     with batch.alone(asked.out):
         record = batch.recorder(asked.stack or Path(lock.LOCK))
         results: dict[str, Result] = {}
@@ -124,9 +126,16 @@ def _many(recipes: list[Path], asked: Asked, ray: list[str] | None, workers: int
         raise SystemExit(console.OVER_BUDGET)
 
 
+def _on_one_process() -> None:
+    console.quiet_libraries()
+    from hotfix import processes
+
+    if processes.several():
+        raise HotfixError("several recipes on several processes", hint="launch one at a time, or use --ray")
+
+
 def _here(jobs: list[Job], asked: Asked) -> Generator[Result, None, None]:
     """One after another."""
-    console.quiet_libraries()
     from hotfix.delivery import Told, Workshop
 
     shop, waiting = Workshop(asked, Told(console.bar, console.say)), list(jobs)

@@ -125,7 +125,7 @@ def _connected(address: str) -> Any:
         if found := HOST_AND_PORT.fullmatch(address):  # Ray itself asks for minutes
             socket.create_connection((found["host"], int(found["port"])), timeout=SECONDS).close()
         ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises those, and plain ones
         words = str(error).strip().splitlines()[0]
         hint = "ray start --head begins one; where it asks for a token, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN give it"
         raise HotfixError(f"no Ray cluster at {address or 'this machine'}: {words}", hint=hint) from error

@@ -47,10 +47,10 @@ def cluster(tmp_path_factory):
     subprocess.run(["rm", "-rf", files], check=True)
 
 
-def run(recipes, cluster, folder):
+def run(recipes, cluster, folder, *options):
     used, address, *_ = cluster
     return subprocess.Popen(
-        [HOTFIX, "build", *recipes, "-n", "0", "--json", "--ray", address],
+        [HOTFIX, "build", *recipes, "-n", "0", "--json", *options, "--ray", address],
         cwd=folder,
         env=used,
         text=True,
@@ -99,13 +99,13 @@ def test_fifty_builds_and_a_worker_that_is_killed(tmp_path, cluster):
 
 def test_the_same_command_goes_on_where_a_killed_one_ended(tmp_path, cluster):
     recipes = make_project(tmp_path, 6)
-    first = run(recipes, cluster, tmp_path)
+    first = run(recipes, cluster, tmp_path, "--workers=1")
     while len(there := inodes(tmp_path)) < 2:
         assert first.poll() is None, first.communicate()
         time.sleep(0.02)
     first.kill()
     first.communicate()
-    second = run(recipes, cluster, tmp_path)
+    second = run(recipes, cluster, tmp_path, "--workers=1")
     out, words = second.communicate(timeout=300)
     assert second.returncode == 0, words
     states = [row["state"] for row in json.loads(out)]
