@@ -98,4 +98,4 @@ def worst(case: Case, drawn: Pictures, first: int) -> Worst:
     like = torch.stack([target.similarity(drawn) for target in case.targets])
     tau = torch.tensor([target.tau for target in case.targets])
     which, seed = divmod(int((like - tau[:, None]).argmax()), len(drawn))
-    return Worst(seed=first + seed, similarity=float(like[which, seed]), tau=float(tau[which]))
+    return Worst(seed=first + seed, similarity=float(like[which, seed]), tau=case.targets[which].tau)

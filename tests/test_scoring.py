@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,14 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from hotfix import card
 from hotfix.building import build
 from hotfix.case import prepare
+from hotfix.cli import main
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.findings import TimestepWindow
 from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
+from hotfix.patch import Patch
 from hotfix.replays import is_surrogate, sound_for, worst
 from hotfix.report import Report
 from hotfix.scoring import score
@@ -174,6 +178,19 @@ def test_rarer_sound_drawings_miss_the_budget():
         row = report.replays[0].model_copy(update={"sound_before": Rate.of(before, 300), "sound": Rate.of(after, 300)})
         words = report.model_copy(update={"replays": [row]}).misses
         assert any(word.startswith("quality, own caption") for word in words) == missed
+
+
+def test_page_card_and_show_begin_with_one_sentence(tmp_path, capsys):
+    report, path = Report.load(PUBLISHED), next(PUBLISHED.parent.glob("*.safetensors"))
+    assert report.headline in report.to_html(tmp_path / "report.html").read_text()
+    patch = Patch.load(path)
+    assert f"\n{report.headline}\n" in card.page(patch, "acme/iraq", report, "")
+    main(["show", str(path)])
+    assert report.headline in capsys.readouterr().out
+    copied = Path(shutil.copy(path, tmp_path))
+    (tmp_path / "report.json").write_text(PUBLISHED.read_text().replace(patch.id, "sha256:0"))
+    main(["show", str(copied)])
+    assert report.headline not in capsys.readouterr().out  # of another patch
 
 
 def test_a_report_of_another_schema_is_refused_with_what_to_do(tmp_path):
