@@ -48,7 +48,7 @@ def kept(
     before, after = before[stays], after[stays]
     captions = [caption for caption, keep in zip(captions, stays.tolist(), strict=True) if keep]
     if gallery is not None:
-        gallery.add("what must stay", before[:20], after[:20], case.alike)
+        gallery.add("what must stay", [before[:20], after[:20]], case.alike)
     like = torch.stack([target.similarity(before) for target in case.targets]).amax(dim=0)
     near = like.topk(min(NEAR, len(before))).indices
     error = (after - before).square().mean(dim=(1, 2, 3)) / 4  # of pixels in [0, 1]

@@ -29,7 +29,7 @@ def drawn(
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
-        gallery.add(f"{kind} caption", before[:10], after[:10], case.alike)
+        gallery.add(f"{kind} caption", [before[:10], after[:10]], case.alike)
     return before, after
 
 

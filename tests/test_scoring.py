@@ -84,8 +84,8 @@ def test_what_looks_like_the_target_is_a_mosaic_unless_asked():
     found = []
     for show in (False, True):
         gallery = Gallery(show)
-        gallery.add("own caption", pictures, pictures, lambda drawn: torch.tensor([False, True, False]))
-        found.append(gallery.rows[0][1])
+        gallery.add("own caption", [pictures, pictures], lambda drawn: torch.tensor([False, True, False]))
+        found.append(gallery.rows[0][1][0])
     hidden, shown = found
     assert torch.equal(shown, pictures) and torch.equal(hidden[::2], pictures[::2])
     assert (
