@@ -56,8 +56,13 @@ def score(
         stage: called with a few words at the beginning of every stage.
 
     Raises:
-        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack, or no caption for CLIP.
+        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack or no caption for CLIP, or n is
+            not positive.
     """
+    if n < 1:
+        raise HotfixError(
+            f"-n {n}", wanted="a picture or more", hint="-n 29 is a quick look, -n 299 bounds a rate by 1%"
+        )
     start = time.monotonic()
     ways = chosen(attacks)
     stack.check(pipe)

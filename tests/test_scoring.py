@@ -18,7 +18,7 @@ from scipy.stats import beta
 from hotfix import card
 from hotfix.building import build
 from hotfix.case import prepare
-from hotfix.cli import main
+from hotfix.cli import show
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
@@ -44,6 +44,11 @@ def recipe(tmp_path, family):
 def test_same_seed_same_report(recipe, pipe, patches):
     first, second = (score(pipe, recipe, stack=Stack.of(patches[0]), n=4) for _ in range(2))
     assert first.model_dump(exclude=TIMES) == second.model_dump(exclude=TIMES)
+
+
+def test_nothing_is_not_a_sample(recipe, pipe):
+    with pytest.raises(HotfixError, match="-n 0; wanted a picture or more"):
+        score(pipe, recipe, n=0)
 
 
 def test_without_a_stack_before_and_after_are_the_same(recipe, pipe):
@@ -185,11 +190,11 @@ def test_page_card_and_show_begin_with_one_sentence(tmp_path, capsys):
     assert report.headline in report.to_html(tmp_path / "report.html").read_text()
     patch = Patch.load(path)
     assert f"\n{report.headline}\n" in card.page(patch, "acme/iraq", report, "")
-    main(["show", str(path)])
+    show(str(path))
     assert report.headline in capsys.readouterr().out
     copied = Path(shutil.copy(path, tmp_path))
     (tmp_path / "report.json").write_text(PUBLISHED.read_text().replace(patch.id, "sha256:0"))
-    main(["show", str(copied)])
+    show(str(copied))
     assert report.headline not in capsys.readouterr().out  # of another patch
 
 
