@@ -56,8 +56,8 @@ def score(
         stage: called with a few words at the beginning of every stage.
 
     Raises:
-        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack or no caption for CLIP, or n is
-            not positive.
+        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack, no caption for CLIP,
+            or nothing to draw.
     """
     if n < 1:
         raise HotfixError(

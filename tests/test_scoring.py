@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from hotfix import card
+from hotfix import card, cli
 from hotfix.building import build
 from hotfix.case import prepare
-from hotfix.cli import show
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
@@ -190,11 +189,11 @@ def test_page_card_and_show_begin_with_one_sentence(tmp_path, capsys):
     assert report.headline in report.to_html(tmp_path / "report.html").read_text()
     patch = Patch.load(path)
     assert f"\n{report.headline}\n" in card.page(patch, "acme/iraq", report, "")
-    show(str(path))
+    cli.show(str(path))
     assert report.headline in capsys.readouterr().out
     copied = Path(shutil.copy(path, tmp_path))
     (tmp_path / "report.json").write_text(PUBLISHED.read_text().replace(patch.id, "sha256:0"))
-    show(str(copied))
+    cli.show(str(copied))
     assert report.headline not in capsys.readouterr().out  # of another patch
 
 
