@@ -107,7 +107,10 @@ def network(path: Path) -> Embedder:
         return torch.jit.load(str(path), map_location="cpu").eval()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no root of their own
+        raise ValueError(str(error)) from error
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
