@@ -32,20 +32,22 @@ from hotfix.pictures import to_images  # noqa: E402
 from hotfix.recipe import Similarity  # noqa: E402
 
 BAR = 1e-4
-N = 48
+N = 24
 
 
 def sscd_network(pictures: torch.Tensor, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """A ResNet-50 of random weights, ours by its TorchScript file, theirs by torchvision's own transforms (skewed)."""
+    """A ResNet-18 of random weights, ours by its TorchScript file, theirs by torchvision's own transforms (skewed)."""
     import torchvision
-    from torchvision.transforms import v2 as transforms
+    from torchvision import transforms
 
-    network = torchvision.models.resnet50(weights=None).eval()
+    network = torchvision.models.resnet18(weights=None).eval()
     torch.jit.trace(network, torch.zeros(2, 3, 288, 288)).save(str(folder / "sscd.ts"))
     ours = embedding.embedder(Similarity(kind="sscd", path="sscd.ts"), folder / "sscd.ts")(pictures)
-    size = transforms.Resize((288, 288), antialias=True)
+    scaled = transforms.Compose(
+        [transforms.Resize((288, 288)), transforms.ToTensor(), transforms.Normalize(*embedding.IMAGENET)]
+    )
     with torch.no_grad():
-        theirs = network(transforms.Normalize(*embedding.IMAGENET)(size((pictures + 1) / 2)))
+        theirs = network(torch.stack([scaled(image) for image in to_images(pictures)]))
     return _cosines(ours), _cosines(theirs)
 
 
@@ -75,10 +77,10 @@ def sscd_onnx(pictures: torch.Tensor, folder: Path) -> tuple[torch.Tensor, torch
 
 def kid_fidelity(pictures: torch.Tensor, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """The estimate on features, ours and torch-fidelity's."""
-    from torch_fidelity.metric_kid import polynomial_mmd
+    from torch_fidelity.metric_kid import kernel_mmd
 
     one, other = (part.flatten(1) for part in pictures.chunk(2))
-    theirs = polynomial_mmd(one.double().numpy(), other.double().numpy(), 3, None, 1.0)
+    theirs = kernel_mmd(one.double().numpy(), other.double().numpy())
     return torch.tensor([kid(one, other).value]), torch.tensor([float(theirs)])
 
 

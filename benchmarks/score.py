@@ -3,7 +3,7 @@
     python benchmarks/score.py [-o benchmarks/results/score.json] [--n 15 29 58] [--threads 2]
 
 29 pictures are `hotfix score --quick`. Besides the time on the clock, which other work on the machine moves, it says
-how many seconds of a processor the run took; a line through these is the part that does not depend on n, and a picture's.
+how many seconds of a processor the run took; a line through these is what does not depend on n, and a picture's part.
 """
 
 import argparse

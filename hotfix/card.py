@@ -27,7 +27,7 @@ BODY = """\
 
 ## What was measured
 
-{measured}
+{headline}{measured}
 
 ## What this does and does not say
 
@@ -77,6 +77,7 @@ def body(patch: Patch, report: Report | None, story: str, usage: str) -> str:
         story=story,
         usage=usage,
         facts=describe(patch),
+        headline=f"{report.headline}\n\n" if report else "",
         measured=measured,
         words="\n".join(f"- {words}" for words in (report.words if report else HONEST)),
         run="; ".join(report.attacks_run if report else []) or "none",

@@ -59,14 +59,20 @@ def new(name: str) -> None:
 def show(patch: str, *, json: Json = False) -> None:
     """What a patch says about itself. Reads no tensors into torch, and of one on the Hub none at all.
 
+    Of a file it also says what the report beside it found, if NAME-VERSION.report.json is of this very patch.
+
     Args:
         patch: a .safetensors file, or hf://ORG/NAME[@VERSION or @COMMIT].
     """
     from hotfix.describe import describe, facts
     from hotfix.patch import Patch
+    from hotfix.report import Report
 
-    opened = hub.look(patch) if patch.startswith(hub.SCHEME) else Patch.load(patch)
-    console.data(facts(opened), describe(opened), json)
+    on_hub = patch.startswith(hub.SCHEME)
+    opened = hub.look(patch) if on_hub else Patch.load(patch)
+    found = None if on_hub else Report.beside(Path(patch), opened.id)
+    measured = found.headline if found else ""
+    console.data(facts(opened) | {"measured": measured}, describe(opened, measured), json)
 
 
 @app.command

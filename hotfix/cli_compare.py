@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hotfix import console
-from hotfix.options import Json, Parameter, pipeline_of
+from hotfix.options import Json, Parameter, ShowForget, pipeline_of
 
 
 def compare(
@@ -16,6 +16,8 @@ def compare(
     seed: int = 0,
     n: Annotated[int, Parameter(name=["-n", "--n"], help="Pictures to draw for every rate.")] = 300,
     json: Json = False,
+    html: Annotated[Path | None, Parameter(help="Write a page here, with pictures.")] = None,
+    show_forget: ShowForget = False,
 ) -> None:
     """Two patches for one recipe, or two versions of one, on the same seeds: what comes back, and how far each drifts.
 
@@ -33,8 +35,15 @@ def compare(
     wanted.pictures()
     first, second = Patch.load(a), Patch.load(b)
     pipe = pipeline_of(pipeline, draws=True)
+    from hotfix import page
     from hotfix.comparing import compare as measure
     from hotfix.describe import beside
+    from hotfix.page import Gallery
+    from hotfix.report import HONEST
 
-    found = measure(pipe, wanted, first, second, seed=seed, n=n, stage=console.say)
+    gallery = Gallery(show_forget) if html else None
+    found = measure(pipe, wanted, first, second, seed=seed, n=n, gallery=gallery, stage=console.say)
     console.data(found.model_dump(mode="json") | {"chance": found.chance}, beside(found), json)
+    if html and gallery:
+        title = " beside ".join(f"{patch.name} {patch.version}" for patch in (first, second))
+        console.say(str(page.beside(title, beside(found).splitlines(), HONEST, html, gallery)))

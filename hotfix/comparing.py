@@ -1,19 +1,23 @@
 """Compare: two patches for one recipe, or two versions of one, on the same seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from hotfix.case import prepare
+from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.intervals import Rate, interval
+from hotfix.page import Gallery
 from hotfix.paired import MustStay, Trial
+from hotfix.partial import KEEP, REPLAY, cycled
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
 from hotfix.report import PatchRef
 from hotfix.stack import Stack
 from hotfix.together import Compared, Comparison
+
+SHOWN = 10  # pictures in a row
 
 
 @torch.no_grad()
@@ -25,6 +29,7 @@ def compare(
     *,
     seed: int = 0,
     n: int = 300,
+    gallery: Gallery | None = None,
     stage: Callable[[str], None] = lambda words: None,
 ) -> Comparison:
     """Draw the same with one patch on and with the other.
@@ -36,6 +41,7 @@ def compare(
         b: the other.
         seed: same seed, same numbers.
         n: pictures drawn for every kind of caption; partial diffusion uses a quarter as many noises.
+        gallery: filled with pictures without either, with the first and with the second, if given.
         stage: called with a few words at the beginning of every stage.
 
     Raises:
@@ -56,6 +62,9 @@ def compare(
             stage(f"with {patch.name} {patch.version}")
             hits.append(trial.hits(stack))
             drifts.append(must_stay.drift(stack))
+        if gallery is not None:
+            stage("drawing pictures to look at")
+            _show(denoiser, case, stacks, seed, gallery)
     return Comparison(
         bare=Rate.among(bare),
         patches=[
@@ -71,3 +80,15 @@ def compare(
         n=len(must_stay.bare),
         farther=interval((drifts[1] - drifts[0]).tolist()) if len(must_stay.bare) > 1 else None,
     )
+
+
+def _show(denoiser: Denoiser, case: Case, stacks: Sequence[Stack], seed: int, gallery: Gallery) -> None:
+    """The first drawings of every kind of caption, and of what must stay."""
+    stay = [caption for caption in dict.fromkeys(case.retain_captions) if caption] or [""]
+    kinds = {f"{kind} caption": (captions, REPLAY) for kind, captions in case.forget_kinds().items()}
+    for words, (captions, first) in (kinds | {"what must stay": (stay, KEEP)}).items():
+        rows = []
+        for stack in (Stack(), *stacks):
+            with stack.on(denoiser.pipe):
+                rows.append(denoiser.draw(cycled(captions, SHOWN), [seed + first + i for i in range(SHOWN)]))
+        gallery.add(words, rows, case.alike)

@@ -28,8 +28,8 @@ def facts(patch: Patch | Outline) -> dict[str, Any]:
     }
 
 
-def describe(patch: Patch | Outline) -> str:
-    """Everything a person asks first, one fact a line."""
+def describe(patch: Patch | Outline, measured: str = "") -> str:
+    """Everything a person asks first, one fact a line; and the headline of its report, if there is one."""
     m = patch.manifest
     count = len(m.targets)
     rows = {
@@ -46,7 +46,11 @@ def describe(patch: Patch | Outline) -> str:
         "supersedes": ", ".join(m.supersedes),
         "made": f"{m.created} by {m.tool}",
     }
-    last = [SUPPRESSION if m.scope else UNKNOWN, *([UNREAD] if isinstance(patch, Outline) else [])]
+    last = [
+        *filter(None, [measured]),
+        SUPPRESSION if m.scope else UNKNOWN,
+        *([UNREAD] if isinstance(patch, Outline) else []),
+    ]
     return "\n".join([*(f"{key:<12} {value}" for key, value in rows.items() if value), "", *last])
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from hotfix.errors import RecipeError
-from hotfix.pictures import to_images
+from hotfix.pictures import from_image, to_images
 from hotfix.recipe import Similarity as Wanted
 from hotfix.shapes import PerExample, Picture, Pictures
 from hotfix.similarity import UNDETECTED, Similarity
@@ -22,9 +23,9 @@ GROUP = "hotfix.embedders"  # entry points: name -> function(path) -> Embedder
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What such networks were trained on: side in pixels, mean and deviation of pixels in [0, 1], and how they are scaled.
-FED: Mapping[str, tuple[int, Sequence[float], Sequence[float], str]] = {
-    "sscd": (288, *IMAGENET, "bilinear"),  # Pizzi et al. 2022, arXiv:2202.10261, and its code
-    "face": (112, (0.0,), (1 / 255,), "bicubic"),  # aligned faces, 0 to 255
+FED: Mapping[str, tuple[int, Sequence[float], Sequence[float], Image.Resampling]] = {
+    "sscd": (288, *IMAGENET, Image.Resampling.BILINEAR),  # Pizzi et al. 2022, arXiv:2202.10261, and its code
+    "face": (112, (0.0,), (1 / 255,), Image.Resampling.BICUBIC),  # aligned faces, 0 to 255
 }
 
 # Pictures (B, 3, H, W) in [-1, 1] to embeddings (B, D), of any length; NaN for a picture in which it finds nothing.
@@ -72,22 +73,30 @@ def embedder(wanted: Wanted, path: Path) -> Embedder:
         ) from error
 
 
-def fed(given: Embedder, size: int, mean: Sequence[float], std: Sequence[float], scaled: str = "bilinear") -> Embedder:
+def fed(
+    given: Embedder,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    scaled: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Embedder:
     """Feed a network what it was trained on: squares of `size` pixels in [0, 1], less the mean, over the deviation.
+
+    Pillow scales them, in bytes, as where such networks were trained: SSCD sees the last bit of a smooth picture.
 
     Args:
         given: (B, 3, size, size) -> (B, D).
         size: of the square that pictures are scaled to.
         mean: one number, or one for every channel.
         std: likewise; 1/255 gives a network its pixels in 0 to 255.
-        scaled: bilinear or bicubic.
+        scaled: how.
     """
     take, over = (torch.tensor(list(numbers)).reshape(1, -1, 1, 1) for numbers in (mean, std))
 
     @torch.no_grad()
     def embed(pictures: Pictures) -> Tensor:
-        x = F.interpolate((pictures + 1) / 2, size=(size, size), mode=scaled, antialias=True).clamp(0, 1)
-        return given((x - take) / over)
+        squares = [from_image(image.resize((size, size), scaled)) for image in to_images(pictures)]
+        return given(((torch.stack(squares) + 1) / 2 - take) / over)
 
     return embed
 
@@ -98,7 +107,10 @@ def network(path: Path) -> Embedder:
         return torch.jit.load(str(path), map_location="cpu").eval()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no root of their own
+        raise ValueError(str(error)) from error
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 

@@ -10,6 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure as
 
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
 from hotfix.findings import Neighbours, Retain
 from hotfix.intervals import Mean, Rate
 from hotfix.networks import Networks, away, kid
@@ -36,6 +37,9 @@ def kept(
         n: pictures at most; of more captions some are drawn that lie evenly among them.
         gallery: filled with some of the pictures, if given.
         networks: what else looks at the pictures.
+
+    Raises:
+        HotfixError: nothing that was drawn may stay.
     """
     captions = list(case.retain_captions)
     if denoiser.captioned:
@@ -45,10 +49,12 @@ def kept(
     count, captions = len(captions), captions[::every]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     stays = ~case.returned(before) if case.scope == "any" else torch.ones(len(before), dtype=torch.bool)
+    if not stays.any():
+        raise HotfixError("every picture that was drawn as one that must stay is a target", hint="draw more: -n 300")
     before, after = before[stays], after[stays]
     captions = [caption for caption, keep in zip(captions, stays.tolist(), strict=True) if keep]
     if gallery is not None:
-        gallery.add("what must stay", before[:20], after[:20], case.alike)
+        gallery.add("what must stay", [before[:20], after[:20]], case.alike)
     like = torch.stack([target.similarity(before) for target in case.targets]).amax(dim=0)
     near = like.topk(min(NEAR, len(before))).indices
     error = (after - before).square().mean(dim=(1, 2, 3)) / 4  # of pixels in [0, 1]

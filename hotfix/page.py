@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import Environment, PackageLoader
@@ -29,20 +29,19 @@ class Gallery:
     """Before/after pictures for a page that was asked for. A report never holds them."""
 
     show_forget: bool = False  # else what looks like a target is shown as a mosaic of 4 x 4
-    rows: list[tuple[str, Pictures, Pictures]] = field(default_factory=list)
+    rows: list[tuple[str, list[Pictures]]] = field(default_factory=list)
 
-    def add(self, words: str, before: Pictures, after: Pictures, alike: Callable[[Pictures], Tensor]) -> None:
-        """Keep a row of pictures from before and one from after.
+    def add(self, words: str, rows: Sequence[Pictures], alike: Callable[[Pictures], Tensor]) -> None:
+        """Keep pictures of the same seeds, a row from before and one from after.
 
         Args:
             words: what they are of.
-            before: (B, 3, H, W).
-            after: from the same seeds.
+            rows: (B, 3, H, W) each.
             alike: which of some pictures look like a target, (B,) bool.
         """
         if not self.show_forget:
-            before, after = (torch.where(alike(x)[:, None, None, None], mosaic(x), x) for x in (before, after))
-        self.rows.append((words, before, after))
+            rows = [torch.where(alike(x)[:, None, None, None], mosaic(x), x) for x in rows]
+        self.rows.append((words, list(rows)))
 
 
 def mosaic(pictures: Pictures) -> Pictures:
@@ -94,30 +93,50 @@ def write(report: "Report", path: Path, gallery: Gallery | None = None) -> Path:
         path: an .html file.
         gallery: before/after pictures, only there if you ask.
     """
-    environment = Environment(loader=PackageLoader("hotfix", "templates"), autoescape=True, trim_blocks=True)
     kinds: dict[str, list[Diffusion]] = {}
     for row in report.diffusion:
         kinds.setdefault(row.caption, []).append(row)
     windows: dict[int, list[TimestepWindow]] = {}
     for window in report.windows:
         windows.setdefault(window.target, []).append(window)
-    galleries = [(words, _png(before, after)) for words, before, after in (gallery.rows if gallery else [])]
-    text = environment.get_template("report.html.j2").render(
+    return _rendered(
+        "report.html.j2",
+        path,
+        gallery,
         report=report,
         kinds=kinds,
         windows=windows,
         curve=curve,
         points=points,
         words=words,
-        galleries=galleries,
-        shown=gallery is not None and gallery.show_forget,
         misses=report.misses,
     )
+
+
+def beside(title: str, lines: Sequence[str], honest: Sequence[str], path: Path, gallery: Gallery) -> Path:
+    """Write the page of two patches side by side.
+
+    Args:
+        title: of the page.
+        lines: what was measured.
+        honest: what it does not say.
+        path: an .html file.
+        gallery: pictures without either patch, with the first, and with the second.
+    """
+    rows = "without either, with the first, with the second"
+    return _rendered("compare.html.j2", path, gallery, title=title, lines=lines, honest=honest, rows=rows)
+
+
+def _rendered(template: str, path: Path, gallery: Gallery | None, **values: Any) -> Path:
+    environment = Environment(loader=PackageLoader("hotfix", "templates"), autoescape=True, trim_blocks=True)
+    pictures = [(words, _png(rows)) for words, rows in (gallery.rows if gallery else [])]
+    shown = gallery is not None and gallery.show_forget
+    text = environment.get_template(template).render(galleries=pictures, shown=shown, **values)
     write_atomically(path, text.encode())
     return path
 
 
-def _png(before: Pictures, after: Pictures) -> str:
+def _png(rows: list[Pictures]) -> str:
     buffer = io.BytesIO()
-    sheet([before, after]).save(buffer, "PNG", optimize=True)
+    sheet(rows).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -29,7 +29,7 @@ def drawn(
     seeds = [seed + REPLAY + i for i in range(n)]
     before, after = twice(denoiser.pipe, stack, lambda: denoiser.draw(captions, seeds))
     if gallery is not None:
-        gallery.add(f"{kind} caption", before[:10], after[:10], case.alike)
+        gallery.add(f"{kind} caption", [before[:10], after[:10]], case.alike)
     return before, after
 
 
@@ -98,4 +98,4 @@ def worst(case: Case, drawn: Pictures, first: int) -> Worst:
     like = torch.stack([target.similarity(drawn) for target in case.targets])
     tau = torch.tensor([target.tau for target in case.targets])
     which, seed = divmod(int((like - tau[:, None]).argmax()), len(drawn))
-    return Worst(seed=first + seed, similarity=float(like[which, seed]), tau=float(tau[which]))
+    return Worst(seed=first + seed, similarity=float(like[which, seed]), tau=case.targets[which].tau)

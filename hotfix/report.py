@@ -137,6 +137,19 @@ class Report(Part):
         return page.write(self, Path(path), gallery)
 
     @classmethod
+    def beside(cls, patch: Path, id: str) -> Self | None:
+        """The report that lies beside a patch and is of that very one, if there is one that can be read."""
+        for name in (f"{patch.name.removesuffix('.safetensors')}.report.json", "report.json"):
+            if (file := patch.with_name(name)).exists():
+                try:
+                    found = cls.load(file)
+                except HotfixError:
+                    continue
+                if [one.id for one in found.patches][-1:] == [id]:  # a build puts its own last
+                    return found
+        return None
+
+    @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a report. Raises HotfixError when it is not one, or one of another schema."""
         try:

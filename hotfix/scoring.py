@@ -58,8 +58,13 @@ def score(
         shared: whether all processes that accelerate launched call this, and share the drawing.
 
     Raises:
-        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack, or no caption for CLIP.
+        HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack, no caption for CLIP,
+            or nothing to draw.
     """
+    if n < 1:
+        raise HotfixError(
+            f"-n {n}", wanted="a picture or more", hint="-n 29 is a quick look, -n 299 bounds a rate by 1%"
+        )
     start = time.monotonic()
     ways = chosen(attacks)
     stack.check(pipe)

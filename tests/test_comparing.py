@@ -1,14 +1,17 @@
 """Two patches on the same seeds: each as it is alone, pair by pair, and the pipeline as it was."""
 
 import pytest
+import torch
 from conftest import make_recipe
 
+from hotfix import page
 from hotfix.comparing import compare
 from hotfix.demo import fingerprint
 from hotfix.describe import beside
 from hotfix.errors import BaseMismatch
 from hotfix.interfering import interference
 from hotfix.intervals import Rate
+from hotfix.page import Gallery
 from hotfix.report import PatchRef
 from hotfix.stack import Stack, applied
 from hotfix.together import Compared, Comparison
@@ -35,6 +38,21 @@ def test_a_patch_beside_itself_differs_in_nothing(tmp_path, family, pipe, patche
     found = compare(pipe, make_recipe(tmp_path, family), patches[0], patches[0], n=2)
     assert [one.alone for one in found.patches] == [0, 0] and found.chance == 1
     assert found.farther == (0, 0)
+
+
+def test_pictures_are_of_the_same_seeds_and_targets_a_mosaic(tmp_path, family, pipe, patches):
+    rows = {}
+    for show in (True, False):
+        gallery = Gallery(show)
+        compare(pipe, make_recipe(tmp_path, family), patches[0], patches[0], n=2, gallery=gallery)
+        rows[show] = dict(gallery.rows)
+    assert "what must stay" in rows[True] and len(rows[True]) == (4 if family == "sd3" else 2)
+    for bare, first, second in rows[True].values():
+        assert torch.equal(first, second) and not torch.equal(bare, first)
+    gallery.add("own caption", rows[True]["what must stay"], lambda drawn: torch.ones(len(drawn), dtype=torch.bool))
+    text = page.beside("a beside b", ["one line"], ["honest"], tmp_path / "page.html", gallery).read_text()
+    assert "shown as a mosaic" in text and text.count("data:image/png") == len(gallery.rows)
+    assert "with the first" in text and "<style>" in text
 
 
 def test_what_is_on_is_on_again_afterwards(tmp_path, family, pipe, patches):

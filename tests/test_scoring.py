@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from hotfix import card, cli
 from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
@@ -22,6 +24,7 @@ from hotfix.errors import HotfixError
 from hotfix.findings import TimestepWindow
 from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
+from hotfix.patch import Patch
 from hotfix.replays import is_surrogate, sound_for, worst
 from hotfix.report import Report
 from hotfix.scoring import score
@@ -40,6 +43,11 @@ def recipe(tmp_path, family):
 def test_same_seed_same_report(recipe, pipe, patches):
     first, second = (score(pipe, recipe, stack=Stack.of(patches[0]), n=4) for _ in range(2))
     assert first.model_dump(exclude=TIMES) == second.model_dump(exclude=TIMES)
+
+
+def test_nothing_is_not_a_sample(recipe, pipe):
+    with pytest.raises(HotfixError, match="-n 0; wanted a picture or more"):
+        score(pipe, recipe, n=0)
 
 
 def test_without_a_stack_before_and_after_are_the_same(recipe, pipe):
@@ -80,8 +88,8 @@ def test_what_looks_like_the_target_is_a_mosaic_unless_asked():
     found = []
     for show in (False, True):
         gallery = Gallery(show)
-        gallery.add("own caption", pictures, pictures, lambda drawn: torch.tensor([False, True, False]))
-        found.append(gallery.rows[0][1])
+        gallery.add("own caption", [pictures, pictures], lambda drawn: torch.tensor([False, True, False]))
+        found.append(gallery.rows[0][1][0])
     hidden, shown = found
     assert torch.equal(shown, pictures) and torch.equal(hidden[::2], pictures[::2])
     assert (
@@ -174,6 +182,19 @@ def test_rarer_sound_drawings_miss_the_budget():
         row = report.replays[0].model_copy(update={"sound_before": Rate.of(before, 300), "sound": Rate.of(after, 300)})
         words = report.model_copy(update={"replays": [row]}).misses
         assert any(word.startswith("quality, own caption") for word in words) == missed
+
+
+def test_page_card_and_show_begin_with_one_sentence(tmp_path, capsys):
+    report, path = Report.load(PUBLISHED), next(PUBLISHED.parent.glob("*.safetensors"))
+    assert report.headline in report.to_html(tmp_path / "report.html").read_text()
+    patch = Patch.load(path)
+    assert f"\n{report.headline}\n" in card.page(patch, "acme/iraq", report, "")
+    cli.show(str(path))
+    assert report.headline in capsys.readouterr().out
+    copied = Path(shutil.copy(path, tmp_path))
+    (tmp_path / "report.json").write_text(PUBLISHED.read_text().replace(patch.id, "sha256:0"))
+    cli.show(str(copied))
+    assert report.headline not in capsys.readouterr().out  # of another patch
 
 
 def test_a_report_of_another_schema_is_refused_with_what_to_do(tmp_path):
