@@ -84,11 +84,13 @@ def load_pipeline(
     options = {"dtype": dtype, "use_safetensors": True}
     try:
         if local is not None:
-            return DiffusionPipeline.from_pretrained(local, local_files_only=True, **options).to(device)
-        return DiffusionPipeline.from_pretrained(source, revision=revision, **options).to(device)
+            pipe = DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(source, revision=revision, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
+    return pipe if torch.device(device).type == "cpu" else pipe.to(device)  # where it is already
 
 
 def weights(folder: Path) -> int:
