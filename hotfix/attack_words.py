@@ -17,7 +17,9 @@ from hotfix.shapes import Pictures
 LEARNT = ("encoder_hidden_states", "pooled_projections", "text_embeds")  # conditions that are words
 LEARNING, RATE = 150, 0.02  # of textual inversion
 PREFIX, ROUNDS = 3, 10  # words before the caption, and how often one may be swapped
+OTHERS = 64  # captions at most that the target's are compared with
 TRIED, BEST = 16, 32  # swaps tried in a round, of the best so many
+MEANT = 10, 16  # rounds, and swaps tried in each, where only the encoder is asked
 
 
 def textual_inversion(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
@@ -38,14 +40,49 @@ def textual_inversion(denoiser: Denoiser, case: Case, target: Target, n: int, se
 
 def prompt_search(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
     """Words before the caption, swapped one by one while the denoising loss on the picture falls (UnlearnDiffAtk)."""
-    caption, ids = case.captions[0] if case.captions else "", _whole_words(denoiser.pipe.tokenizer)
+    caption = case.captions[0] if case.captions else ""
+
+    def loss(rows: dict[str, Tensor]) -> Tensor:
+        return denoising_loss(denoiser, target.x_f, rows, torch.Generator().manual_seed(seed))
+
+    return _drawn_for(denoiser, _searched(denoiser, caption, loss, ROUNDS, TRIED, seed), n, seed)
+
+
+def concept_search(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
+    """Words that mean to the text encoder what the target's captions mean more than others do (Ring-A-Bell).
+
+    Neither the picture nor the attacked network is asked: only the encoder, which no patch changes.
+    """
+    others = sorted({*case.retain_captions} - {""})[:OTHERS] or [""]
+    own, other, none = (denoiser.embed(captions) for captions in (list(case.captions) or [""], others, [""]))
+    wanted = {key: none[key] + own[key].mean(dim=0) - other[key].mean(dim=0) for key in LEARNT if key in none}
+
+    def loss(rows: dict[str, Tensor]) -> Tensor:
+        return torch.stack([(rows[key] - one).square().mean() for key, one in wanted.items()]).sum()
+
+    return _drawn_for(denoiser, _searched(denoiser, "", loss, *MEANT, seed), n, seed)
+
+
+def _drawn_for(denoiser: Denoiser, prompt: str, n: int, seed: int) -> Pictures:
+    rows = {key: row.expand(n, *row.shape[1:]) for key, row in denoiser.embed([prompt]).items()}
+    x = noise(denoiser, n, seed)
+    return denoiser.decode(denoiser.denoise(x, 1.0, rows, steps=STEPS, guidance=denoiser.guidance)).cpu()
+
+
+def _searched(
+    denoiser: Denoiser,
+    caption: str,
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    rounds: int,
+    tried: int,
+    seed: int,
+) -> str:
+    """A caption with the words before it under which a loss of its condition is least; by itself, if that is less."""
+    ids = _whole_words(denoiser.pipe.tokenizer)
     generator = torch.Generator().manual_seed(seed)
 
     def prompt(words: list[int]) -> str:
         return " ".join([*(denoiser.pipe.tokenizer.decode([ids[word]]).strip() for word in words), caption]).strip()
-
-    def loss(rows: dict[str, Tensor]) -> Tensor:
-        return denoising_loss(denoiser, target.x_f, rows, torch.Generator().manual_seed(seed))
 
     def level(words: list[int]) -> float:
         with torch.no_grad():
@@ -53,19 +90,15 @@ def prompt_search(denoiser: Denoiser, case: Case, target: Target, n: int, seed: 
 
     found = torch.randint(len(ids), (PREFIX,), generator=generator).tolist()
     least = level(found)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         gain = _gains(denoiser, prompt(found), [ids[word] for word in found], ids, loss)  # (PREFIX, words)
         best = gain.flatten().topk(min(BEST, gain.numel())).indices
-        for at in best[torch.randperm(len(best), generator=generator)[:TRIED]].tolist():
+        for at in best[torch.randperm(len(best), generator=generator)[:tried]].tolist():
             slot, word = divmod(at, len(ids))
             swapped = [*found[:slot], word, *found[slot + 1 :]]
             if (now := level(swapped)) < least:
                 least, found = now, swapped
-    if level([]) <= least:  # the caption alone is better
-        found = []
-    rows = {key: row.expand(n, *row.shape[1:]) for key, row in denoiser.embed([prompt(found)]).items()}
-    x = noise(denoiser, n, seed)
-    return denoiser.decode(denoiser.denoise(x, 1.0, rows, steps=STEPS, guidance=denoiser.guidance)).cpu()
+    return prompt([] if level([]) <= least else found)
 
 
 def _whole_words(tokenizer: Any) -> list[int]:

@@ -62,6 +62,12 @@ ATTACKS: Mapping[str, Way] = {
         "arXiv:2310.11868",
         of_words=True,
     ),
+    "concept-search": Way(
+        attack_words.concept_search,
+        f"{attack_words.PREFIX} words, {attack_words.MEANT[0]} rounds of {attack_words.MEANT[1]} swaps, by the encoder",
+        "arXiv:2310.10012",
+        of_words=True,
+    ),
     "rounded": Way(attack_weights.rounded, "weights of 8 and of 4 bits", "docs/method.md"),
     **{
         f"relearning-{steps}": Way(
