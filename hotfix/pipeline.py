@@ -66,7 +66,7 @@ def load_pipeline(
         device: where to put it. The command line takes the accelerator of its process, if there is one.
 
     Raises:
-        HotfixError: nothing there, a Hub id without a commit, or a folder with more weights than memory is free.
+        HotfixError: nothing there, a Hub id without a commit, or more weights than memory is free.
     """
     if isinstance(source, Recipe):
         source = source.base
@@ -90,7 +90,11 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
-    return pipe if torch.device(device).type == "cpu" else pipe.to(device)  # where it is already
+    try:
+        return pipe if torch.device(device).type == "cpu" else pipe.to(device)  # where it is already
+    except torch.OutOfMemoryError as error:
+        hint = 'load it in a smaller type, base.dtype = "bfloat16", or set ACCELERATE_USE_CPU=1'
+        raise HotfixError(f"{source} in {dtype} does not fit on {device}", hint=hint) from error
 
 
 def weights(folder: Path) -> int:

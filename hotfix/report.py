@@ -31,7 +31,11 @@ HONEST = (
     "Other pictures of the same subject were not tested unless they are listed.",
 )
 # What nobody runs here, and what is not run unless asked for.
-NEVER_RUN = ("other people's adapters", "other resolutions", "prompts searched against another encoder (Ring-A-Bell)")
+NEVER_RUN = (
+    "other people's adapters, for style or for few steps",
+    "other resolutions",
+    "words found by another encoder",
+)
 
 
 class PatchRef(Part):
