@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.kept import kept  # noqa: E402
 from hotfix import console  # noqa: E402
-from hotfix.attacks import ATTACKS, hits, tried  # noqa: E402
+from hotfix.attacks import ATTACKS, hits, ready, tried  # noqa: E402
 from hotfix.case import Case, prepare  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
 from hotfix.patch import B, Patch, digest, from_torch  # noqa: E402
@@ -45,8 +45,9 @@ def measured(denoiser: Denoiser, case: Case, patch: Patch, attack: str, n: int) 
     """An attack on a patch and on the weak one, with what it took."""
     start = time.monotonic()
     row = tried(denoiser, Stack.of(patch), case, attack, n, SEED).model_dump(mode="json")
+    draw = ready(denoiser, case, attack, SEED)
     with Stack.of(weakened(patch)).on(denoiser.pipe):
-        row["weak"] = hits(denoiser, case, attack, case.targets, n, SEED).model_dump(mode="json")
+        row["weak"] = hits(denoiser, case, draw, case.targets, n, SEED).model_dump(mode="json")
     ran = {"seconds": round(time.monotonic() - start), "on": hardware(denoiser.device)}
     return row | ran | {"date": datetime.now(UTC).date().isoformat()}
 

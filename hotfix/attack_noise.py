@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
@@ -14,6 +15,7 @@ from hotfix.partial import STEPS, cycled
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 8
+SCALES = (0.75, 0.75), (0.75, 1.0), (1.0, 0.75), (1.25, 1.25)  # of height and width, at another resolution
 MIXED = 0.3  # share of fresh noise in an inverted one
 SEARCHED, SHORT, STRIDE = 15, 4, 0.1  # steps of the search for a noise, denoising steps in each, and its step size
 
@@ -29,6 +31,18 @@ def samplings(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int)
     for i, way in enumerate(ways[:n]):
         rows = range(i, n, len(ways))
         drawn.append(replace(denoiser, call=way).draw([captions[row] for row in rows], [seed + row for row in rows]))
+    return torch.cat(drawn)
+
+
+def resolutions(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
+    """Drawn at other sizes, in equal parts, and resized to the base's own."""
+    picture, drawn = target.picture[None], []
+    sizes = _sizes(denoiser)[:n]
+    for i, (height, width) in enumerate(sizes):
+        other = replace(denoiser, call={**denoiser.call, "height": height, "width": width})
+        resized = replace(target, x_f=other.encode(_resized(picture, other.size)))
+        x, t = begun(other, case, resized, n, seed)
+        drawn.append(_resized(drawn_from(other, case, x[i :: len(sizes)], t), denoiser.size))
     return torch.cat(drawn)
 
 
@@ -65,11 +79,51 @@ def noise(denoiser: Denoiser, n: int, seed: int) -> Latents:
     return torch.randn((n, *denoiser.latent_shape), generator=generator).to(denoiser.device)
 
 
-def drawn_from(denoiser: Denoiser, case: Case, x_T: Latents) -> Pictures:
-    """From given noises to pictures, under the target's captions if it has some."""
-    rows = denoiser.embed(cycled(list(case.captions) or [""], len(x_T)))
-    guidance = denoiser.guidance if case.captions else 1.0
-    return denoiser.decode(denoiser.denoise(x_T, 1.0, rows, steps=STEPS, guidance=guidance)).cpu()
+def begun(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> tuple[Latents, float]:
+    """What n drawings begin with, (n, C, H, W), and its noise level: pure noise, where captions name the target.
+
+    One that none names hardly ever comes from there. It begins as itself, noised half-way from the level below which
+    any picture survives to pure noise.
+    """
+    x_T, t = noise(denoiser, n, seed), (1 + target.t_lo) / 2
+    if case.captions:
+        return x_T, 1.0
+    return denoiser.noised(target.x_f, torch.full((n,), t, device=x_T.device), x_T), t
+
+
+def drawn_from(
+    denoiser: Denoiser,
+    case: Case,
+    x_t: Latents,
+    t: float = 1.0,
+    *,
+    steps: int = STEPS,
+    guidance: float | None = None,
+) -> Pictures:
+    """From given states to pictures, under the target's captions if it has some; guided as in production, or told."""
+    rows = denoiser.embed(cycled(list(case.captions) or [""], len(x_t)))
+    if guidance is None:
+        guidance = denoiser.guidance if case.captions else 1.0
+    return denoiser.decode(denoiser.denoise(x_t, t, rows, steps=steps, guidance=guidance)).cpu()
+
+
+def _sizes(denoiser: Denoiser) -> list[tuple[int, int]]:
+    """The base's own size times SCALES, in whole tokens or cells, where the network has places for as many."""
+    config, (_, *cells) = denoiser.model.config, denoiser.latent_shape
+    halved = 2 ** (len(config.get("block_out_channels", ())) - 1)
+    whole = max(2, config.get("patch_size") or halved)  # latents of some transformers are packed two by two
+    most = config.get("pos_embed_max_size")
+    pixels = denoiser.size[0] // cells[0]
+    found = []
+    for scales in SCALES:
+        size = [max(1, round(scale * side / whole)) for scale, side in zip(scales, cells, strict=True)]
+        if most is None or max(size) <= most:
+            found.append((size[0] * whole * pixels, size[1] * whole * pixels))
+    return [size for size in found if size != denoiser.size]
+
+
+def _resized(pictures: Pictures, size: tuple[int, int]) -> Pictures:
+    return interpolate(pictures, size, mode="bilinear", antialias=True)
 
 
 def _short(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor]) -> Latents:

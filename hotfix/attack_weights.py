@@ -1,6 +1,6 @@
 """Attacks through the weights: trained on, and rounded. Whoever has the weights can do both."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -44,18 +44,23 @@ def denoising_loss(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor], g
     return denoising(denoiser, x[pick], rows, generator).mean()
 
 
+def trained(adapter: lora.Adapter, loss: Callable[[], Tensor], steps: int) -> None:
+    """Lower a loss that depends on the adapter, by AdamW."""
+    optimiser = torch.optim.AdamW(adapter.parameters, lr=RATE)
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss(), adapter.parameters)
+        for p, gradient in zip(adapter.parameters, gradients, strict=True):
+            p.grad = gradient
+        optimiser.step()
+
+
 def _after_training(
     denoiser: Denoiser, case: Case, x: Latents, captions: Sequence[str], steps: int, n: int, seed: int
 ) -> Pictures:
     generator = torch.Generator().manual_seed(seed)
     rows = denoiser.embed(cycled(captions, len(x)))
     with lora.attached(denoiser.model, denoiser.targets, RANK, seed) as adapter:
-        optimiser = torch.optim.AdamW(adapter.parameters, lr=RATE)
-        for _ in range(steps):
-            gradients = torch.autograd.grad(denoising_loss(denoiser, x, rows, generator), adapter.parameters)
-            for p, gradient in zip(adapter.parameters, gradients, strict=True):
-                p.grad = gradient
-            optimiser.step()
+        trained(adapter, lambda: denoising_loss(denoiser, x, rows, generator), steps)
         return drawn_from(denoiser, case, noise(denoiser, n, seed))
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from hotfix import attack_noise, attack_weights, attack_words
+from hotfix import attack_adapters, attack_noise, attack_weights, attack_words
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
@@ -21,6 +21,8 @@ from hotfix.shapes import Pictures
 from hotfix.similarity import null, pixel, stranger, threshold
 from hotfix.stack import Stack
 
+Draw = Callable[[Denoiser, Case, Target, int, int], Pictures]
+
 RELEARNED = (5, 20, 80)  # training steps: the points of a recovery curve
 
 
@@ -28,10 +30,11 @@ RELEARNED = (5, 20, 80)  # training steps: the points of a recovery curve
 class Way:
     """An attack, and what to say of it."""
 
-    draw: Callable[[Denoiser, Case, Target, int, int], Pictures]
+    draw: Callable[..., Pictures]  # as Draw, with `brought` where there is some
     budget: str
     source: str
     of_words: bool = False  # only where the pipeline reads some
+    bring: Callable[[Denoiser, Case, int], attack_adapters.Factors] | None = None  # made beforehand, on the base
 
     def fits(self, denoiser: Denoiser) -> bool:
         """Whether it can be tried on this pipeline."""
@@ -40,6 +43,11 @@ class Way:
 
 ATTACKS: Mapping[str, Way] = {
     "samplings": Way(attack_noise.samplings, "half and twice the steps, no and twice the guidance", "docs/method.md"),
+    "resolutions": Way(
+        attack_noise.resolutions,
+        "3/4 of the height, of the width, of both, and 5/4 of both where that can be",
+        "docs/method.md",
+    ),
     "inversion": Way(
         attack_noise.inversion,
         f"{2 * STEPS} steps back, {attack_noise.MIXED:.0%} of fresh noise, {STEPS} steps forth",
@@ -85,6 +93,19 @@ ATTACKS: Mapping[str, Way] = {
         )
         for steps in RELEARNED[-1:]
     },
+    "adapter-on-top": Way(
+        attack_adapters.adapter_on_top,
+        f"a style of rank {attack_weights.RANK}, {attack_adapters.STYLING} steps on the base; weights 0.5 and 1",
+        "arXiv:2106.09685",
+        bring=attack_adapters.style,
+    ),
+    "few-steps": Way(
+        attack_adapters.few_steps,
+        f"{attack_adapters.FEW} denoising steps distilled from the base, rank {attack_weights.RANK}, "
+        f"{attack_adapters.DISTILLING} steps",
+        "arXiv:2202.00512",
+        bring=attack_adapters.distilled,
+    ),
 }
 
 
@@ -108,18 +129,25 @@ def tried(denoiser: Denoiser, stack: Stack, case: Case, name: str, n: int, seed:
         n: drawings; every target gets an equal share.
         seed: of all noise.
     """
-    before = hits(denoiser, case, name, case.targets, n, seed)
-    unseen = hits(denoiser, case, name, [_unseen(denoiser, case, one) for one in case.targets], n, seed)
+    draw = ready(denoiser, case, name, seed)
+    before = hits(denoiser, case, draw, case.targets, n, seed)
+    unseen = hits(denoiser, case, draw, [_unseen(denoiser, case, one) for one in case.targets], n, seed)
     with stack.on(denoiser.pipe):
-        after = hits(denoiser, case, name, case.targets, n, seed)
+        after = hits(denoiser, case, draw, case.targets, n, seed)
     way = ATTACKS[name]
     return Attack(name=name, budget=way.budget, source=way.source, before=before, after=after, stranger=unseen)
 
 
-def hits(denoiser: Denoiser, case: Case, name: str, targets: Sequence[Target], n: int, seed: int) -> Rate:
+def ready(denoiser: Denoiser, case: Case, name: str, seed: int) -> Draw:
+    """An attack with what it brings along, which is made on the pipeline as it is: the unpatched base."""
+    way = ATTACKS[name]
+    return partial(way.draw, brought=way.bring(denoiser, case, seed)) if way.bring else way.draw
+
+
+def hits(denoiser: Denoiser, case: Case, draw: Draw, targets: Sequence[Target], n: int, seed: int) -> Rate:
     """How many of n drawings are the target they were attacked for, on the pipeline as it is."""
     each = max(1, n // len(targets))
-    found = [one.returned(ATTACKS[name].draw(denoiser, case, one, each, seed)) for one in targets]
+    found = [one.returned(draw(denoiser, case, one, each, seed)) for one in targets]
     return Rate.among(torch.cat(found))
 
 

@@ -160,6 +160,16 @@ class Denoiser:
             case _:
                 return out
 
+    def guided(
+        self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor], null: Mapping[str, Tensor], guidance: float
+    ) -> Latents:
+        """The endpoint that a sampler heads for: away from the row `null`, if guidance is not 1."""
+        x0 = self.x_hat(x_t, t, condition)
+        if guidance != 1.0:
+            x0_null = self.x_hat(x_t, t, null)
+            x0 = x0_null + guidance * (x0 - x0_null)
+        return x0.clamp(-1, 1) if self.vae is None else x0  # as DDPM schedulers do (clip_sample)
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the network computes in."""
@@ -238,12 +248,7 @@ class Denoiser:
                 eps = (x - a_t * known) / s_t
             for now, then in pairwise(times):
                 at = now.expand(len(x)).to(x.device)
-                x0 = self.x_hat(x, at, rows)
-                if guidance != 1.0:
-                    x0_null = self.x_hat(x, at, null)
-                    x0 = x0_null + guidance * (x0 - x0_null)
-                if self.vae is None:
-                    x0 = x0.clamp(-1, 1)  # as DDPM schedulers do (clip_sample)
+                x0 = self.guided(x, at, rows, null, guidance)
                 to = then.expand(len(x)).to(x.device)
                 x = ddim(x, x0, self.schedule(at), self.schedule(to)) if then > 0 else x0
                 if keep is not None:

@@ -93,6 +93,22 @@ def ddim(x_t: Latents, x_hat: Latents, now: tuple[Tensor, Tensor], then: tuple[T
     return a_then * x_hat + s_then * (x_t - a * x_hat) / s.clamp_min(1e-6)
 
 
+def landing(x_t: Latents, x_then: Latents, now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> Latents:
+    r"""The endpoint along which one step of `ddim` ends where several did: (x' - s'/s x_t) / (a' - s'/s a).
+
+    Args:
+        x_t: noisy states, shape (B, C, H, W).
+        x_then: what they became at a lower noise level, same shape.
+        now: (a, s) of x_t, each (B, 1, 1, 1).
+        then: (a', s') of x_then, same shapes.
+
+    Source: the target of progressive distillation, Salimans & Ho 2022, arXiv:2202.00512, algorithm 2.
+    """
+    (a, s), (a_then, s_then) = now, then
+    ratio = s_then / s
+    return (x_then - ratio * x_t) / (a_then - ratio * a)
+
+
 def length(x: Latents) -> Tensor:
     """Euclidean length of every row, (B, 1, 1, 1)."""
     return x.flatten(1).norm(dim=1)[:, None, None, None]

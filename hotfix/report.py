@@ -32,8 +32,7 @@ HONEST = (
 )
 # What nobody runs here, and what is not run unless asked for.
 NEVER_RUN = (
-    "other people's adapters, for style or for few steps",
-    "other resolutions",
+    "adapters that other people have trained",
     "words found by another encoder",
 )
 

@@ -8,7 +8,7 @@ from conftest import FLAG as FOLDER
 from conftest import make_recipe
 
 from benchmarks.attacks import weakened
-from hotfix import attack_noise, attack_weights, attack_words
+from hotfix import attack_adapters, attack_noise, attack_weights, attack_words
 from hotfix.attacks import ATTACKS, tried
 from hotfix.demo import fingerprint
 from hotfix.describe import summary
@@ -27,6 +27,8 @@ def small_budgets(monkeypatch):
         (attack_words, "ROUNDS", 1),
         (attack_words, "TRIED", 2),
         (attack_noise, "SEARCHED", 3),
+        (attack_adapters, "STYLING", 3),
+        (attack_adapters, "DISTILLING", 2),
     ):
         monkeypatch.setattr(module, name, value)
     for name, draw in (("relearning", attack_weights.relearning), ("benign-tuning", attack_weights.benign_tuning)):
