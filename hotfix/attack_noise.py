@@ -1,5 +1,6 @@
 """Attacks through the noise: drawn otherwise, from the target's own noise, from noises that a gradient found."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -10,12 +11,13 @@ from torch.nn.functional import interpolate
 
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.families import FAMILIES
 from hotfix.objective import ddim, length
 from hotfix.partial import STEPS, cycled
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 8
-SCALES = (0.75, 0.75), (0.75, 1.0), (1.0, 0.75), (1.25, 1.25)  # of height and width, at another resolution
+SCALES = (0.75, 1.0), (1.0, 0.75), (1.25, 1.0), (1.0, 1.25)  # of height and width, at other resolutions
 MIXED = 0.3  # share of fresh noise in an inverted one
 SEARCHED, SHORT, STRIDE = 15, 4, 0.1  # steps of the search for a noise, denoising steps in each, and its step size
 
@@ -38,9 +40,9 @@ def resolutions(denoiser: Denoiser, case: Case, target: Target, n: int, seed: in
     """Drawn at other sizes, in equal parts, and resized to the base's own."""
     picture, drawn = target.picture[None], []
     sizes = _sizes(denoiser)[:n]
-    for i, (height, width) in enumerate(sizes):
-        other = replace(denoiser, call={**denoiser.call, "height": height, "width": width})
-        resized = replace(target, x_f=other.encode(_resized(picture, other.size)))
+    for i, size in enumerate(sizes):
+        other = _sized(denoiser, size)
+        resized = replace(target, x_f=other.encode(_resized(picture, size)))
         x, t = begun(other, case, resized, n, seed)
         drawn.append(_resized(drawn_from(other, case, x[i :: len(sizes)], t), denoiser.size))
     return torch.cat(drawn)
@@ -108,7 +110,10 @@ def drawn_from(
 
 
 def _sizes(denoiser: Denoiser) -> list[tuple[int, int]]:
-    """The base's own size times SCALES, in whole tokens or cells, where the network has places for as many."""
+    """The base's own size times SCALES, in whole tokens or cells, where the network has places for as many.
+
+    Of a network that draws squares alone, both sides are changed alike.
+    """
     config, (_, *cells) = denoiser.model.config, denoiser.latent_shape
     halved = 2 ** (len(config.get("block_out_channels", ())) - 1)
     whole = max(2, config.get("patch_size") or halved)  # latents of some transformers are packed two by two
@@ -116,14 +121,21 @@ def _sizes(denoiser: Denoiser) -> list[tuple[int, int]]:
     pixels = denoiser.size[0] // cells[0]
     found = []
     for scales in SCALES:
-        size = [max(1, round(scale * side / whole)) for scale, side in zip(scales, cells, strict=True)]
-        if most is None or max(size) <= most:
-            found.append((size[0] * whole * pixels, size[1] * whole * pixels))
-    return [size for size in found if size != denoiser.size]
+        if FAMILIES[denoiser.family].square:
+            scales = (math.prod(scales),) * 2
+        size = [scale * side / whole for scale, side in zip(scales, cells, strict=True)]
+        height, width = (max(1, math.floor(side)) if min(scales) < 1 else math.ceil(side) for side in size)
+        if most is None or max(height, width) <= most:
+            found.append((height * whole * pixels, width * whole * pixels))
+    return list(dict.fromkeys(found))
+
+
+def _sized(denoiser: Denoiser, size: tuple[int, int]) -> Denoiser:
+    return replace(denoiser, call={**denoiser.call, "height": size[0], "width": size[1]})
 
 
 def _resized(pictures: Pictures, size: tuple[int, int]) -> Pictures:
-    return interpolate(pictures, size, mode="bilinear", antialias=True)
+    return interpolate(pictures, size, mode="bicubic", antialias=True)
 
 
 def _short(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor]) -> Latents:

@@ -45,7 +45,7 @@ ATTACKS: Mapping[str, Way] = {
     "samplings": Way(attack_noise.samplings, "half and twice the steps, no and twice the guidance", "docs/method.md"),
     "resolutions": Way(
         attack_noise.resolutions,
-        "3/4 of the height, of the width, of both, and 5/4 of both where that can be",
+        "3/4 of the height, and of the width, and 5/4 where the network has places for it",
         "docs/method.md",
     ),
     "inversion": Way(

@@ -205,6 +205,7 @@ class Family:
     rows: Callable[[Any, Captions, Size, Call], dict[str, Tensor]]
     put_out: Callable[[Any, Any, Latents, Tensor, Rows], Latents]
     plain: float | None = 1.0  # guidance_scale at which only the caption counts; None: the network is asked once
+    square: bool = False  # the network draws nothing else
 
     @property
     def captioned(self) -> bool:
@@ -219,7 +220,9 @@ FLUX2 = (
 
 FAMILIES: Mapping[str, Family] = {
     "DDPMPipeline": Family("unet", r".*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2)", _unasked, _no_rows, _plain),
-    "DiTPipeline": Family("transformer", rf"transformer_blocks\..*\.({LAYERS})", _classes, _class_rows, _plain),
+    "DiTPipeline": Family(
+        "transformer", rf"transformer_blocks\..*\.({LAYERS})", _classes, _class_rows, _plain, square=True
+    ),
     "Flux2Pipeline": Family("transformer", FLUX2, _prompts, _flux2, _tokens, plain=None),
     "Flux2KleinPipeline": Family("transformer", FLUX2, _prompts, _flux2, _tokens),
     "FluxPipeline": Family(

@@ -71,6 +71,15 @@ def test_states_on_the_way_are_those_of_the_sampler_that_heads_for_the_surrogate
     assert float(objective.on_the_way(torch.zeros(()), torch.ones(()), *map(torch.tensor, (0.6, 0.8)))) == 1
 
 
+@pytest.mark.parametrize("family", sorted(pico.MAKE))
+def test_one_step_along_the_landing_ends_where_several_did(family):
+    denoiser = Denoiser(pico.MAKE[family](), {})
+    x_t, x_then = torch.randn(2, 3, 3, 8, 8).unbind()
+    now, then = denoiser.schedule(torch.tensor([1.0, 0.6, 0.1])), denoiser.schedule(torch.tensor([0.75, 0.35, 0.0]))
+    along = objective.landing(x_t, x_then, now, then)
+    torch.testing.assert_close(objective.ddim(x_t, along, now, then), x_then, rtol=1e-4, atol=1e-4)
+
+
 def test_an_exact_model_draws_each_picture_as_often_as_the_posterior_says():
     like = torch.tensor([0.9, 0.1, 0.5])
     assert objective.left_out(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.5, 0.5]]), like) == pytest.approx(0.5)
