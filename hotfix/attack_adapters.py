@@ -1,7 +1,9 @@
 """Attacks through adapters: a user's, trained on the bare base as those are that one downloads, over whatever is on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,9 @@ from hotfix.attack_noise import BATCH, begun, drawn_from
 from hotfix.attack_weights import RANK, denoising_loss, trained
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
+from hotfix.export import peft_config
 from hotfix.objective import ddim, endpoint, landing
+from hotfix.patch import B
 from hotfix.shapes import Latents, Pictures
 
 Factors = Mapping[str, Tensor]
@@ -36,7 +40,7 @@ def adapter_on_top(denoiser: Denoiser, case: Case, target: Target, n: int, seed:
     x, t = begun(denoiser, case, target, n, seed)
     drawn = []
     for i, weight in enumerate(WEIGHTS[:n]):
-        with lora.loaded(denoiser.pipe, denoiser.component, brought, weight):
+        with loaded(denoiser.pipe, denoiser.component, brought, weight):
             drawn.append(drawn_from(denoiser, case, x[i :: len(WEIGHTS)], t))
     return torch.cat(drawn)
 
@@ -88,8 +92,37 @@ def distillation_loss(
 def few_steps(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int, *, brought: Factors) -> Pictures:
     """Drawn in a few steps, without guidance: the adapter has it in it."""
     x, t = begun(denoiser, case, target, n, seed)
-    with lora.loaded(denoiser.pipe, denoiser.component, brought, 1.0):
+    with loaded(denoiser.pipe, denoiser.component, brought, 1.0):
         return drawn_from(denoiser, case, x, t, steps=FEW, guidance=1.0)
+
+
+@contextmanager
+def loaded(pipe: Any, component: str, factors: Factors, weight: float) -> Iterator[None]:
+    """An adapter on a pipeline as its user puts it there, and off again, exactly.
+
+    By diffusers' own loader; by peft where the pipeline has none.
+
+    Args:
+        pipe: with patches or without, and no adapters of its own.
+        component: the network's name in it.
+        factors: under peft's names without a component; alpha = rank.
+        weight: that they count with.
+    """
+    model, loads = getattr(pipe, component), hasattr(pipe, "load_lora_weights")
+    with lora.restored(model):
+        try:
+            with torch.random.fork_rng(devices=[]):  # peft draws factors before it reads them
+                if loads:
+                    named = {f"{component}.{name}": factor for name, factor in factors.items()}
+                    pipe.load_lora_weights(named, adapter_name=lora.ADAPTER)
+                    pipe.set_adapters([lora.ADAPTER], [weight])
+                else:
+                    scaled = {name: f * (weight if name.endswith(B) else 1) for name, f in factors.items()}
+                    lora.put_on(model, scaled, peft_config(scaled))
+            yield
+        finally:
+            if loads:
+                pipe.unload_lora_weights()
 
 
 def _rows(denoiser: Denoiser, case: Case) -> dict[str, Tensor]:

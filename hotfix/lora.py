@@ -25,7 +25,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hotfix.errors import RecipeError
-from hotfix.export import peft_config
 from hotfix.shapes import Flat
 
 ADAPTER = "hotfix_training"
@@ -93,66 +92,36 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
     Raises:
         RecipeError: the pattern matches nothing that can be adapted.
     """
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            inject_adapter_in_model(config, model, ADAPTER)
-        except ValueError as error:
-            raise RecipeError(
-                f"train.targets = {targets!r} matches no layer of the {type(model).__name__}",
-                hint="a regular expression over the names of Linear and Conv2d layers",
-            ) from error
-    parameters = tuple(p for name, p in model.named_parameters() if ADAPTER in name)
-    for p in parameters:
-        p.data = p.data.float()
-    try:
+    with restored(model):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            try:
+                inject_adapter_in_model(config, model, ADAPTER)
+            except ValueError as error:
+                raise RecipeError(
+                    f"train.targets = {targets!r} matches no layer of the {type(model).__name__}",
+                    hint="a regular expression over the names of Linear and Conv2d layers",
+                ) from error
+        parameters = tuple(p for name, p in model.named_parameters() if ADAPTER in name)
+        for p in parameters:
+            p.data = p.data.float()
         yield Adapter(model, parameters)
-    finally:
-        _off(model, flags)
 
 
 @contextmanager
-def loaded(pipe: Any, component: str, factors: Mapping[str, Tensor], weight: float) -> Iterator[None]:
-    """Somebody's adapter on a pipeline, as its user loads it, and taken off again, exactly.
-
-    By diffusers' own loader; by peft where the pipeline has none.
-
-    Args:
-        pipe: with patches or without; no adapters of its own.
-        component: the network's name in it.
-        factors: under peft's names without a component; alpha = rank.
-        weight: that it counts with.
-    """
-    model, loads = getattr(pipe, component), hasattr(pipe, "load_lora_weights")
+def restored(model: nn.Module) -> Iterator[None]:
+    """Without adapters afterwards, and every parameter trainable or not as it was: whatever peft did in between."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
-        with torch.random.fork_rng(devices=[]):  # peft draws factors before it reads them
-            if loads:
-                named = {f"{component}.{name}": factor for name, factor in factors.items()}
-                pipe.load_lora_weights(named, adapter_name=ADAPTER)
-                pipe.set_adapters([ADAPTER], [weight])
-            else:
-                put_on(model, factors, peft_config(factors))
-                for layer in model.modules():
-                    if isinstance(layer, LoraLayer):
-                        layer.set_scale(ADAPTER, weight)
         yield
     finally:
-        if loads:
-            pipe.unload_lora_weights()
-        _off(model, flags)
-
-
-def _off(model: nn.Module, flags: Mapping[str, bool]) -> None:
-    """Everything of peft's off, and every parameter trainable or not as it was."""
-    delete_adapter(model, ADAPTER, prefix="lora_")
-    recurse_remove_peft_layers(model)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    for name, p in model.named_parameters():
-        p.requires_grad_(flags[name])
+        delete_adapter(model, ADAPTER, prefix="lora_")
+        recurse_remove_peft_layers(model)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        for name, p in model.named_parameters():
+            p.requires_grad_(flags[name])
 
 
 def put_on(model: nn.Module, factors: Mapping[str, Tensor], config: Path | Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from patching import component, effect, layers, outputs, random_patch
 from patching import denoiser as network
 
 from hotfix import attack_noise, lora
-from hotfix.attack_adapters import distillation_loss
+from hotfix.attack_adapters import distillation_loss, loaded
 from hotfix.attack_weights import trained
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
@@ -28,7 +28,7 @@ def test_an_adapter_acts_at_its_weight_beside_the_patch_and_comes_off_without_a_
     factors = {key.removeprefix(f"{component(pipe)}."): factor for key, factor in other.tensors.items()}
     with Stack.of(patch).on(pipe):
         patched, before, drawn = fingerprint(pipe), outputs(model, names), torch.random.get_rng_state()
-        with lora.loaded(pipe, component(pipe), factors, 0.5):
+        with loaded(pipe, component(pipe), factors, 0.5):
             during = outputs(model, names)
             assert [one.state for one in applied(pipe)] == ["on"]
         assert fingerprint(pipe) == patched and not getattr(model, "_hf_peft_config_loaded", False)

@@ -10,13 +10,19 @@ from conftest import make_recipe
 from benchmarks.attacks import weakened
 from hotfix import attack_adapters, attack_noise, attack_weights, attack_words
 from hotfix.attacks import ATTACKS, tried
+from hotfix.case import prepare
 from hotfix.demo import fingerprint
+from hotfix.denoiser import Denoiser
 from hotfix.describe import summary
 from hotfix.errors import HotfixError
 from hotfix.patch import Patch
+from hotfix.pipeline import load_pipeline
+from hotfix.recipe import Recipe
 from hotfix.report import Report
 from hotfix.scoring import score
 from hotfix.stack import Stack, applied
+
+EMOJI = FOLDER.parent / "jack-o-lantern"
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +45,25 @@ def small_budgets(monkeypatch):
 def test_an_attack_wins_where_the_picture_still_is_and_not_for_a_stranger(knows, name):
     denoiser, case = knows
     patch = weakened(Patch.load(next(FOLDER.glob("*.safetensors"))))
+    original = fingerprint(denoiser.pipe)
+    found = tried(denoiser, Stack.of(patch), case, name, 2, 7)
+    assert (found.before.k, found.after.k, found.stranger.k) == (2, 2, 0)
+    assert fingerprint(denoiser.pipe) == original and not applied(denoiser.pipe)
+
+
+@pytest.fixture(scope="module")
+def remembers():
+    """The bundled base that has memorised a picture which no caption names, and its case."""
+    recipe = Recipe.load(EMOJI / "recipe.toml")
+    denoiser = Denoiser(load_pipeline(recipe), recipe.base.call)
+    few = recipe.retain.model_copy(update={"size": 16})
+    return denoiser, prepare(recipe.model_copy(update={"retain": few}), denoiser)
+
+
+@pytest.mark.parametrize("name", ["adapter-on-top", "few-steps"])
+def test_an_adapter_over_a_pipeline_without_loader_or_captions_wins_where_the_picture_still_is(remembers, name):
+    denoiser, case = remembers
+    patch = weakened(Patch.load(next(EMOJI.glob("*.safetensors"))))
     original = fingerprint(denoiser.pipe)
     found = tried(denoiser, Stack.of(patch), case, name, 2, 7)
     assert (found.before.k, found.after.k, found.stranger.k) == (2, 2, 0)
