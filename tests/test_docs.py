@@ -1,5 +1,6 @@
 """What the documents say is what the program does."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hotfix import errors
+from hotfix.attacks import ATTACKS
 from hotfix.cli import app
 from hotfix.families import FAMILIES
 from hotfix.intervals import Part
@@ -62,6 +64,14 @@ def test_links_lead_somewhere_and_words_are_honest(page):
 def test_the_table_of_patches_is_what_the_reports_say():
     done = subprocess.run([sys.executable, ROOT / "patches/table.py"], capture_output=True, text=True, timeout=100)
     assert done.stdout in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_table_of_attacks_is_what_was_measured(name):
+    found = json.loads((ROOT / f"benchmarks/results/attacks/mauritania-2017.{name}.json").read_text())["numbers"]
+    rates = " | ".join(f"{found[key]['k']} of {found[key]['n']}" for key in ("before", "weak", "after", "stranger"))
+    assert f"| {name} | {ATTACKS[name].budget} | {rates} |" in (ROOT / "README.md").read_text()
+    assert re.search(rf"\b{name}\b", (ROOT / "docs/cli.md").read_text())
 
 
 def test_the_table_of_clients_is_what_was_measured():
