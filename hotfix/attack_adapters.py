@@ -1,4 +1,4 @@
-"""Attacks through adapters: a user's, trained on the bare base as those are that one downloads, over whatever is on."""
+"""Attacks through adapters: trained on the bare base, as a downloaded one is, and loaded over whatever is on."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
