@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hotfix import membership, partial
+from hotfix import calibrate, curve, membership, partial, trial
 from hotfix.building import build
 from hotfix.case import prepare
+from hotfix.cli import main
 from hotfix.denoiser import Denoiser
 from hotfix.pipeline import load_pipeline, prompts
 from hotfix.recipe import Recipe
@@ -34,12 +36,32 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def few_steps():
-    """Of what a score integrates: what is tested here is counted, drawn and compared alike after any number."""
+    """Of what builds and scores integrate: what is tested is counted, drawn and compared alike after any number."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(calibrate, "GRID", 10)
+        patched.setattr(trial, "STEPS", 4)
         patched.setattr(partial, "STEPS", 3)
+        patched.setattr(curve, "STRANGERS", 4)
         patched.setattr(membership, "STEPS", 2)
         patched.setattr(membership, "NOISES", 4)
         yield
+
+
+@pytest.fixture
+def inline(capsys, monkeypatch):
+    """The command line in this process, for what is no property of a process: exit code, stdout and stderr."""
+
+    def run(*words, cwd="."):
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as left:
+            code = left.code or 0
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return run
 
 
 def interruptible():
