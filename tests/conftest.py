@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hotfix import calibrate, curve, membership, partial, trial
+from hotfix import membership, partial
 from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.cli import main
@@ -36,12 +36,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def few_steps():
-    """Of what builds and scores integrate: what is tested is counted, drawn and compared alike after any number."""
+    """Of what a score integrates: what is tested here is counted, drawn and compared alike after any number."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(calibrate, "GRID", 10)
-        patched.setattr(trial, "STEPS", 4)
         patched.setattr(partial, "STEPS", 3)
-        patched.setattr(curve, "STRANGERS", 4)
         patched.setattr(membership, "STEPS", 2)
         patched.setattr(membership, "NOISES", 4)
         yield

@@ -10,9 +10,9 @@ import torch
 from conftest import make_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hotfix import building, calibrate, cost, denoiser, trial
+from hotfix import building, cost, denoiser, trial
 from hotfix.building import build
-from hotfix.calibrate import chosen
+from hotfix.calibrate import GRID, NOISES, chosen
 from hotfix.case import prepare
 from hotfix.cli import main
 from hotfix.demo import fingerprint
@@ -89,7 +89,7 @@ def test_the_plan_counts_the_passes_that_are_made_before_training(recipe, pipe):
     case = prepare(recipe, ready)
     windows(ready, case, recipe.train)
     most, _ = before(recipe, ready, list(case.forget_kinds()))
-    assert most - calibrate.GRID * calibrate.NOISES < sum(counted) <= most  # t_lo is found on the way up
+    assert most - GRID * NOISES < sum(counted) <= most  # t_lo is found on the way up
 
 
 def test_the_plan_counts_the_passes_of_a_trial_that_is_passed(recipe, pipe):

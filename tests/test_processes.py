@@ -10,7 +10,7 @@ import torch
 from patching import random_patch
 from tiny import make_project
 
-from hotfix import calibrate, lock, trial
+from hotfix import lock
 from hotfix.building import build
 from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
@@ -19,7 +19,6 @@ from hotfix.report import Report
 from hotfix.scoring import score
 from hotfix.stack import Stack
 
-GRID, STEPS = calibrate.GRID, trial.STEPS  # as they are in the processes started here, which conftest.py does not reach
 MORE = {"\nsteps = 1": "\nsteps = 6", "\nbatch = 1": "\nbatch = 3", "retain_batch = 1": "retain_batch = 5"}
 
 
@@ -46,8 +45,6 @@ def test_a_build_on_two_processes_is_the_build_on_one(tmp_path, monkeypatch):
         assert one in text
         text = text.replace(one, many)
     path.write_text(text)
-    monkeypatch.setattr(calibrate, "GRID", GRID)
-    monkeypatch.setattr(trial, "STEPS", STEPS)
     done = launch(2, "-m", "hotfix", "build", path, "-o", "dist", "-n", 3, cwd=tmp_path)
     assert done.stderr.count("the build took") == 1, done.stderr
     two = Patch.load(Path("dist/quarters-0-1.0.0.safetensors"))
