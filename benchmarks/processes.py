@@ -3,7 +3,8 @@
     python benchmarks/processes.py [-o benchmarks/results/processes.json] [--steps 250]
 
 The processes are started as `accelerate launch` starts those of a CPU, one thread each, pinned. Seconds are the
-clock's, of a whole build and of its parts; the machine must have nothing else to do. Both builds take the same steps.
+clock's, of a whole build and of its parts; the machine must have nothing else to do, or both wait for the core that was
+taken away. So a step's seconds are the processor's too, which leave waiting out. Builds of a case take the same steps.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -32,69 +34,82 @@ from hotfix.scoring import hardware  # noqa: E402
 
 PARTS = ("preparing surrogates and what must stay", "calibrating the timestep window", "training")
 BAR = 1.8
+CASES = ((8, 12), (16, 24))  # rows of a step: as the recipe has them, and twice as many
 
 
-def worker(steps: int, out: Path) -> None:
+def worker(steps: int, rows: tuple[int, int], out: Path) -> None:
     """One of the processes: build, and say how long the parts took."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
     torch.set_num_threads(1)
     recipe = Recipe.load(ROOT / "patches/mauritania-2017/recipe.toml")
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
+    options = {"steps": steps, "batch": rows[0], "retain_batch": rows[1]}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=options)})
     at, ticks = {}, []
     patch = build(
         recipe,
         load_pipeline(recipe),
         stage=lambda words: at.setdefault(words, time.perf_counter()),
-        progress=lambda *_: ticks.append(time.perf_counter()),
+        progress=lambda *_: ticks.append((time.perf_counter(), time.process_time())),
     )
     end = time.perf_counter()
     first, second, third = (at[part] for part in PARTS)
     if processes.first():
         patch.save(out)
-        laps = sorted(now - before for before, now in pairwise(ticks))
-        facts = {"all": end - first, PARTS[0]: second - first, PARTS[1]: third - second, "loop": ticks[-1] - third}
-        facts |= {"bisection": end - ticks[-1], "median step": laps[len(laps) // 2]}
+        clock, processor = (median(now - before for before, now in pairwise(one)) for one in zip(*ticks, strict=True))
+        last = ticks[-1][0]
+        facts = {"all": end - first, PARTS[0]: second - first, PARTS[1]: third - second, "loop": last - third}
+        facts |= {"bisection": end - last, "median step": clock, "median step, processor": processor}
         rounded = {part: round(seconds, 3) for part, seconds in facts.items()}
         (out / "facts.json").write_text(json.dumps({"seconds": rounded, "steps": len(ticks)}))
 
 
-def built(count: int, steps: int, out: Path) -> dict:
+def built(count: int, steps: int, rows: tuple[int, int], out: Path) -> dict:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", __file__]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--steps", str(steps), "-o", str(out)], env=environment, check=True)
+    options = ["--steps", str(steps), "--rows", *map(str, rows), "-o", str(out)]
+    subprocess.run([*command, *options], env=environment, check=True)
     return json.loads((out / "facts.json").read_text())
+
+
+def compared(steps: int, rows: tuple[int, int]) -> dict:
+    """One process and two, on so many forget and retain rows a step."""
+    found, patches = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, 2):
+            out = Path(folder, str(count))
+            out.mkdir()
+            found[count] = built(count, steps, rows, out)
+            patches.append(Patch.load(out / "mauritania-2017-1.0.0.safetensors"))
+    one, two = (patch.tensors for patch in patches)
+    apart = sum(float((one[key] - two[key]).square().sum()) for key in one) ** 0.5
+    size = sum(float(one[key].square().sum()) for key in one) ** 0.5
+    times = {part: round(seconds / found[2]["seconds"][part], 2) for part, seconds in found[1]["seconds"].items()}
+    return {
+        "rows of a step": rows,
+        "one process": found[1],
+        "two processes": found[2],
+        "times as fast": times,
+        "relative difference of the factors": round(apart / size, 6),
+        "strength": [patch.manifest.strength for patch in patches],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks" / "results" / "processes.json")
     parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--rows", type=int, nargs=2, default=CASES[0], help=argparse.SUPPRESS)
     args = parser.parse_args()
     console.quiet_libraries()
     if "LOCAL_RANK" in os.environ:
-        worker(args.steps, args.out)
+        worker(args.steps, args.rows, args.out)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        found, patches = {}, []
-        for count in (1, 2):
-            out = Path(folder, str(count))
-            out.mkdir()
-            found[count] = built(count, args.steps, out)
-            patches.append(Patch.load(out / "mauritania-2017-1.0.0.safetensors"))
-    one, two = (patch.tensors for patch in patches)
-    apart = sum(float((one[key] - two[key]).square().sum()) for key in one) ** 0.5
-    size = sum(float(one[key].square().sum()) for key in one) ** 0.5
-    times = {part: round(seconds / found[2]["seconds"][part], 2) for part, seconds in found[1]["seconds"].items()}
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **{name: version(name) for name in ("torch", "diffusers", "accelerate")},
         "hardware": f"{hardware(torch.device('cpu'))}; a process is pinned to one core and has one thread",
         "bar": BAR,
-        "one process": found[1],
-        "two processes": found[2],
-        "times as fast": times,
-        "relative difference of the factors": round(apart / size, 6),
-        "strength": [patch.manifest.strength for patch in patches],
+        "cases": [compared(args.steps, rows) for rows in CASES],
     }
     write(args.out, result)
     console.say(json.dumps(result, indent=1))

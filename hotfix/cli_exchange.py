@@ -25,7 +25,8 @@ def export(
     from hotfix.patch import Patch
 
     opened = Patch.load(patch)
-    console.quiet_libraries()
+    if to != "peft":  # the one layout that diffusers has no say in
+        console.quiet_libraries()
     files = exported(opened, to)
     paths = [str(path) for path in write(files, out or Path(f"{opened.name}-{opened.version}-{to}"))]
     console.data({"id": opened.id, "files": paths}, "\n".join(paths), json)

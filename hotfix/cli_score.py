@@ -60,9 +60,13 @@ def score(
     patches = Stack.load(stack) if stack else Stack()
     note, on = ledger.notes(stack or Path(lock.LOCK)), [ledger.ref(patch) for patch in patches.patches]
     console.quiet_libraries()
+    from hotfix import processes
     from hotfix.describe import summary, together
     from hotfix.networks import Networks
 
+    shared = processes.several() and len(wanted) == 1 and not attacks  # an attack's next step hangs on last bits
+    if not processes.first() and not shared:
+        return
     networks = Networks.load(**seen)
     pipe = pipeline_of(pipeline, draws=True)
 
@@ -89,8 +93,11 @@ def score(
             attacks=ways,
             networks=networks,
             gallery=gallery,
-            stage=console.say,
+            stage=console.say if processes.first() else lambda words: None,
+            shared=shared,
         )
+        if not processes.first():
+            return
         console.data(report.model_dump(mode="json"), summary(report), json)
         note("scored", on, **ledger.evidence(report, report.text().encode()))
         if html:

@@ -4,7 +4,9 @@ Rows are shared out, and what is computed of them is put together again, so that
 numbers. What decides how the program goes on is the first process's word. Alone, all of this does nothing.
 """
 
+import atexit
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -17,9 +19,13 @@ from hotfix.errors import RecipeError
 T = TypeVar("T")
 
 
+@cache
 def state() -> PartialState:
     """What accelerate knows of this process. Its environment variables decide, the device among them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    found = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if found.num_processes > 1:
+        atexit.register(found.destroy_process_group)  # or a thread of it may abort a process that is done
+    return found
 
 
 def device() -> torch.device:
@@ -62,9 +68,11 @@ def share(rows: int, name: str) -> slice:
     return slice(rows * mine // count(), rows * (mine + 1) // count())
 
 
-def total(vector: Tensor) -> Tensor:
-    """The sum of a vector over all processes."""
-    return reduce(vector, reduction="sum") if several() else vector
+def total(*vectors: Tensor) -> Sequence[Tensor]:
+    """The sums of some vectors over all processes, in one message."""
+    if not several():
+        return vectors
+    return reduce(torch.cat(vectors), reduction="sum").split([len(vector) for vector in vectors])
 
 
 def agreed(value: T) -> T:

@@ -6,6 +6,7 @@ from packaging.requirements import Requirement
 
 from hotfix.errors import StackError
 from hotfix.manifest import Manifest
+from hotfix.sketch import SAME, distance
 
 
 def problems(stack: Sequence[Manifest]) -> list[StackError]:
@@ -56,8 +57,6 @@ def with_required(one: Manifest, stack: Sequence[Manifest]) -> list[str]:
 
 def same_base(one: Manifest, other: Manifest) -> None:
     """Raise StackError where two patches were made for different bases: by class, and by the weights of a component."""
-    from hotfix.sketch import SAME, distance  # torch, which reading a lock does without
-
     a, b = one.base, other.base
     alike = True  # nothing speaks against patches of two components
     if a.component == b.component:

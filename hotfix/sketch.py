@@ -7,10 +7,12 @@ copy, of order 1 for another model.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LAYERS = 16  # enough to recognise a model; a sketch of more only makes the manifest longer
 PIECE = 1 << 18  # numbers at a time
@@ -22,8 +24,10 @@ RELATED = 0.5  # and as weights made from them; between models of other training
 _EIGHT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
 
 
-def signs(layer: str, count: int) -> Iterator[Tensor]:
+def signs(layer: str, count: int) -> Iterator["Tensor"]:
     """The ±1 vector of a layer in pieces, from its name alone. RandomState's stream is frozen by NumPy for good."""
+    import torch  # which comparing two sketches does without
+
     seed = int.from_bytes(hashlib.sha256(layer.encode()).digest()[:4], "little")
     drawn = np.frombuffer(np.random.RandomState(seed).bytes(-(-count // 8)), dtype=np.uint8)
     for first in range(0, count, PIECE):
@@ -38,7 +42,7 @@ def spread(layers: Iterable[str]) -> list[str]:
     return [names[i * len(names) // min(LAYERS, len(names))] for i in range(min(LAYERS, len(names)))]
 
 
-def sketch(weights: Mapping[str, Tensor]) -> dict[str, float]:
+def sketch(weights: Mapping[str, "Tensor"]) -> dict[str, float]:
     """One number per layer, for at most 16 layers spread evenly over the sorted names.
 
     Args:
@@ -47,11 +51,11 @@ def sketch(weights: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: round(_number(weights[name].detach().flatten(), name), 6) for name in spread(weights)}
 
 
-def _number(w: Tensor, layer: str) -> float:
+def _number(w: "Tensor", layer: str) -> float:
     """⟨W, R⟩/‖W‖, in pieces that stay in the processor's cache."""
     product = squares = 0.0
     for first, r in zip(range(0, w.numel(), PIECE), signs(layer, w.numel()), strict=True):
-        part = w[first : first + PIECE].to("cpu", torch.float32)
+        part = w[first : first + PIECE].float().cpu()
         product += float(part @ r)
         squares += float(part @ part)
     return product / max(squares**0.5, 1e-30)

@@ -96,15 +96,16 @@ def train(
         with adapter.off():
             base = kept()
 
-    def gradient(loss: Tensor) -> Flat:
-        """Of the whole batch, from this process's part of the mean over it."""
-        return processes.total(adapter.gradient(loss))
-
     def loss(rows: ForgetRows) -> PerExample:
         return forget_loss(denoiser, case, adapter, rows, options)
 
     def mean(rows: ForgetRows) -> Tensor:
+        """This process's part of it."""
         return loss(rows[forgets]).sum() / options.batch
+
+    def gradient(part: Tensor) -> Flat:
+        """Of a mean over the whole batch, from this process's part of it."""
+        return processes.total(adapter.gradient(part))[0]
 
     suspects: dict[int, int] = {}  # target -> the part of a trial in which it failed last
 
@@ -123,14 +124,17 @@ def train(
         rows = forget_rows(denoiser, case, windows, conditions, options.batch, generator)
         rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
         forget = mean(rows)
-        g_f = gradient(forget)
+        g_f = adapter.gradient(forget)
         if options.relearn:
             attack = denoising(denoiser, rows.x_f, rows.condition, generator)[forgets].sum() / options.batch
-            g_f += relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
+            again = relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
         x_t, t, condition = retain_states(denoiser, case, bank, options.retain_batch, generator)
         rows_r = x_t[retains], t[retains], {key: value[retains] for key, value in condition.items()}
         retain = retain_loss(denoiser, adapter, *rows_r).sum() / options.retain_batch
-        g_f, g_r = shut(g_f), shut(gradient(retain))
+        g_f, g_r, losses = processes.total(g_f, adapter.gradient(retain), torch.stack([forget, retain]).detach())
+        if options.relearn:
+            g_f = g_f + again
+        g_f, g_r = shut(g_f), shut(g_r)
         seen.add(g_r, options.ema)
         G = seen.mean
         state["conflicts"] += int(g_f @ G < 0)
@@ -158,7 +162,6 @@ def train(
             adapter.set_flat(flat.data)
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0 and processes.first():
             unfinished.keep(checkpoint, flat, average, optimizer, seen, state)
-        losses = processes.total(torch.stack([forget, retain]).detach())
         progress(
             state["step"],
             options.steps,

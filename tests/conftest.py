@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,7 @@ from PIL import Image
 from hotfix import membership, partial
 from hotfix.building import build
 from hotfix.case import prepare
+from hotfix.cli import main
 from hotfix.denoiser import Denoiser
 from hotfix.pipeline import load_pipeline, prompts
 from hotfix.recipe import Recipe
@@ -40,6 +42,23 @@ def few_steps():
         patched.setattr(membership, "STEPS", 2)
         patched.setattr(membership, "NOISES", 4)
         yield
+
+
+@pytest.fixture
+def inline(capsys, monkeypatch):
+    """The command line in this process, for what is no property of a process: exit code, stdout and stderr."""
+
+    def run(*words, cwd="."):
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as left:
+            code = left.code or 0
+        return subprocess.CompletedProcess(words, code, *capsys.readouterr())
+
+    return run
 
 
 def interruptible():

@@ -22,9 +22,10 @@ for count in (1, 2, 3, 5, 9):
 assert asked == [-(-count // COUNT) for count in (1, 2, 3, 5, 9)]  # nobody computes all of them
 
 mine = processes.share(8, "train.batch")
-ones = torch.zeros(8)
+ones, one = torch.zeros(8), torch.ones(1)
 ones[mine] = 1
-assert torch.equal(processes.total(ones), torch.ones(8))  # every row is learned from once
+ones, one = processes.total(ones, one)
+assert torch.equal(ones, torch.ones(8)) and one.tolist() == [COUNT]  # every row is learned from once
 try:
     processes.share(COUNT - 1, "train.batch")
 except RecipeError as error:

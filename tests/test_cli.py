@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pico
 import pytest
+import tiny
 import torch
 from conftest import interruptible, picture
 from safetensors.torch import save_file
@@ -23,7 +24,7 @@ RECIPE = """\
 name = "quarters"
 [base]
 pipeline = "{base}"
-call = {{ num_inference_steps = 3 }}
+call = {{ num_inference_steps = 1 }}
 [forget]
 images = ["forget/*.png"]
 [surrogate]
@@ -36,6 +37,7 @@ rank = 2
 steps = {steps}
 batch = 2
 retain_batch = 2
+weight = "uniform"
 """
 
 
@@ -47,8 +49,8 @@ def hotfix(*arguments, cwd, **options):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base") / "pico"
-    pico.ddpm().save_pretrained(folder)
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tiny.save_base(folder)
     return folder
 
 
@@ -57,7 +59,7 @@ def project(tmp_path, base):
     """A folder with a recipe, its pictures and a base."""
     for kind, seed in (("forget", 1), ("surrogate", 101)):
         (tmp_path / kind).mkdir()
-        picture(seed).save(tmp_path / kind / "one.png")
+        picture(seed, side=8).save(tmp_path / kind / "one.png")
     (tmp_path / "recipe.toml").write_text(RECIPE.format(base=base, steps=6))
     return tmp_path
 
@@ -78,23 +80,24 @@ def assert_one_sentence(done, words, code=1):
     assert done.stderr.splitlines()[-1].startswith("hint: ") or "\n\nhint: " in done.stderr
 
 
-def test_help_and_show_import_no_torch(shop):
+def test_help_show_and_locks_import_no_torch(shop, tmp_path):
     code = (
         "import sys; from hotfix.cli import main\n"
-        "for words in (['--help'], ['show', sys.argv[1]], ['show', sys.argv[1], '--json']):\n"
+        "for words in (['--help'], ['show', sys.argv[1]], ['show', sys.argv[1], '--json'],\n"
+        "              ['add', *sys.argv[1:]], ['verify', *sys.argv[1:]], ['status'], ['log']):\n"
         "    try: main(words)\n"
         "    except SystemExit as done: assert not done.code, done.code\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'scipy', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    patch = next(shop.glob("*.safetensors"))
-    done = subprocess.run([sys.executable, "-c", code, patch], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code, *shop.glob("*.safetensors")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
-def test_from_recipe_to_patched_copy_and_back(project, base):
-    built = hotfix("build", "recipe.toml", "-o", "dist", "-n", 4, "--html", cwd=project)
-    assert built.returncode == 3, built.stderr  # 0 of 4 is no proof of 1%, and it says so
+def test_from_recipe_to_patched_copy_and_back(project, base, inline):
+    built = hotfix("build", "recipe.toml", "-o", "dist", "-n", 2, "--html", cwd=project)
+    assert built.returncode == 3, built.stderr  # 0 of 2 is no proof of 1%, and it says so
     assert "over budget" in built.stderr
     patch, report, page = map(Path, built.stdout.split())
     assert [p.name for p in (patch, report, page)] == [
@@ -106,14 +109,14 @@ def test_from_recipe_to_patched_copy_and_back(project, base):
     (subject,) = json.loads((project / "dist/quarters-1.0.0.provenance.json").read_text())["subject"]
     assert subject["digest"]["sha256"] == hashlib.sha256((project / patch).read_bytes()).hexdigest()
     assert json.loads((project / report).read_text())["patches"][0]["id"] == shown["id"]
-    assert hotfix("verify", patch, "--base", base, cwd=project).returncode == 0
+    assert inline("verify", patch, "--base", base, cwd=project).returncode == 0
     assert hotfix("add", patch, cwd=project).returncode == 0
     assert json.loads(hotfix("status", "--json", cwd=project).stdout)[0]["id"] == shown["id"]
     assert hotfix("apply", base, "-o", "patched", cwd=project).returncode == 0
     folded, beside = load_pipeline(str(project / "patched")), load_pipeline(str(base))
     from hotfix.patch import Patch
 
-    x = torch.randn(2, 3, 16, 16)
+    x = torch.randn(2, 3, 8, 8)
     bare = beside.unet(x, 500).sample
     Stack.of(Patch.load(project / patch)).apply(beside)
     torch.testing.assert_close(folded.unet(x, 500).sample, beside.unet(x, 500).sample, rtol=0, atol=1e-4)
@@ -125,11 +128,11 @@ def test_from_recipe_to_patched_copy_and_back(project, base):
     assert hotfix("status", cwd=project).stdout == "no patches\n"
 
 
-def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project, shop, tmp_path):
+def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project, shop, tmp_path, inline):
     other = tmp_path / "other"
     pico.ddpm(seed=7).save_pretrained(other)
     hotfix("add", *shop.glob("*.safetensors"), cwd=project)
-    assert_one_sentence(hotfix("apply", other, "-o", "patched", cwd=project), "these weights are others")
+    assert_one_sentence(inline("apply", other, "-o", "patched", cwd=project), "these weights are others")
     assert not (project / "patched").exists()
 
 
@@ -144,16 +147,16 @@ def test_a_patched_copy_never_overwrites(project, base, shop):
         (lambda p: edit(p, "rank = 2", "rnak = 2"), "train.rnak: there is no such key"),
         (lambda p: edit(p, "rank = 2", "rank = "), "is not TOML"),
         (lambda p: (p / "forget" / "one.png").unlink(), "nothing matches"),
-        (lambda p: picture(1, side=8).save(p / "forget" / "one.png"), "is 8x8"),
-        (lambda p: picture(1).save(p / "surrogate" / "one.png"), "is the forget picture itself"),
+        (lambda p: picture(1, side=4).save(p / "forget" / "one.png"), "is 4x4"),
+        (lambda p: picture(1, side=8).save(p / "surrogate" / "one.png"), "is the forget picture itself"),
         (lambda p: edit(p, "pipeline = ", 'pipeline = "hotfix:nothing" #'), "no bundled base"),
         (lambda p: edit(p, "pipeline = ", 'pipeline = "acme/model" #'), "needs a commit"),
     ],
     ids=["typo", "no-toml", "missing", "size", "same", "no-base", "no-commit"],
 )
-def test_bad_recipes_end_in_one_sentence(project, break_it, words):
+def test_bad_recipes_end_in_one_sentence(project, break_it, words, inline):
     break_it(project)
-    assert_one_sentence(hotfix("build", "recipe.toml", cwd=project), words)
+    assert_one_sentence(inline("build", "recipe.toml", cwd=project), words)
     assert not (project / "dist").exists()
 
 
@@ -164,7 +167,7 @@ def edit(project, old, new):
 
 
 @pytest.mark.parametrize("kind", ["truncated", "foreign", "pickle", "schema", "absent"])
-def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind):
+def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind, inline):
     good = next(shop.glob("*.safetensors")).read_bytes()
     path = tmp_path / "bad.safetensors"
     words = {"truncated": "said to lie", "foreign": "no hotfix manifest", "pickle": "pickle", "absent": "cannot read"}
@@ -178,8 +181,9 @@ def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind):
         case "schema":
             path.write_bytes(good.replace(rb"\"schema_version\":1", rb"\"schema_version\":9"))
             words["schema"] = "schema 9"
+    run = hotfix if kind == "truncated" else inline
     for verb in ("show", "verify", "add"):
-        assert_one_sentence(hotfix(verb, path, cwd=tmp_path), words[kind])
+        assert_one_sentence(run(verb, path, cwd=tmp_path), words[kind])
     assert not (tmp_path / "hotfix.lock").exists()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 import pico
 import pytest
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from test_cli import assert_one_sentence
 
 from hotfix import container, export
-from hotfix.cli import main
 from hotfix.errors import BaseMismatch, HotfixError, PatchFormatError, SaveError, StackError
 from hotfix.importing import check, wrap
 from hotfix.merge import merge
@@ -348,37 +346,26 @@ def test_peft_factors_need_their_configuration(tmp_path):
         wrap(factors, pico.sd3(), "style", "1.0.0", repo="pico")
 
 
-def hotfix(capsys, *words):
-    """Exit code, stdout and stderr of a command line, in this process."""
-    capsys.readouterr()
-    try:
-        main(words)
-        code = 0
-    except SystemExit as done:
-        code = done.code or 0
-    return subprocess.CompletedProcess(words, code, *capsys.readouterr())
-
-
-def test_the_command_line_there_and_back(tmp_path, monkeypatch, capsys):
+def test_the_command_line_there_and_back(tmp_path, monkeypatch, inline):
     pico.sd15().save_pretrained(tmp_path / "pico", safe_serialization=True)
     patch = uneven("sd15")
     patch.save(tmp_path)
     monkeypatch.chdir(tmp_path)
-    done = hotfix(capsys, "export", "uneven-1.0.0.safetensors", "--to", "kohya", "--json")
+    done = inline("export", "uneven-1.0.0.safetensors", "--to", "kohya", "--json")
     assert done.returncode == 0, done.stderr
     (path,) = json.loads(done.stdout)["files"]
     assert path == "uneven-1.0.0-kohya/uneven-1.0.0_kohya.safetensors"
-    assert_one_sentence(hotfix(capsys, "show", path), "more or less than pairs")
+    assert_one_sentence(inline("show", path), "more or less than pairs")
     naming = ("--name", "again", "--version", "2.0.0")
     (tmp_path / "hotfix.log.jsonl").touch()
-    done = hotfix(capsys, "import", path, "--base", "pico", *naming)
+    done = inline("import", path, "--base", "pico", *naming)
     assert done.returncode == 0, done.stderr
     made = "dist/again-2.0.0.safetensors"
     assert done.stdout == f"{made}\n"
     assert Patch.load(made).entries == evened(patch)
     assert f'"id":"{Patch.load(made).id}"' in (tmp_path / "hotfix.log.jsonl").read_text()
-    assert hotfix(capsys, "verify", made, "--base", "pico").returncode == 0
-    assert "a LoRA of other tools" in hotfix(capsys, "show", made).stdout
+    assert inline("verify", made, "--base", "pico").returncode == 0
+    assert "a LoRA of other tools" in inline("show", made).stdout
     shutil.rmtree("dist")
     (tmp_path / "junk.safetensors").write_bytes(b"\x80\x02junk")
     for words, said in (
@@ -391,5 +378,5 @@ def test_the_command_line_there_and_back(tmp_path, monkeypatch, capsys):
         (("import", path, "--base", "pico", "--name", "No", "--version", "1"), "'No' cannot be used"),
         (("import", path, "--base", "pico", "--name", "no", "--version", "one"), "'one' cannot be used"),
     ):
-        assert_one_sentence(hotfix(capsys, *words), said)
+        assert_one_sentence(inline(*words), said)
     assert not (tmp_path / "dist").exists()

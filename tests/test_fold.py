@@ -1,6 +1,7 @@
 """Folded into the weights, with the originals kept: nothing adds up, nothing is lost, nobody is overwritten."""
 
 import threading
+from functools import cache
 
 import pico
 import pytest
@@ -15,10 +16,15 @@ from hotfix.errors import HostError, StackError
 from hotfix.stack import Stack, applied
 
 
-@pytest.fixture
-def patches(family):
+@cache
+def made(family):
     pipe = pico.HOSTS[family]()
     return [random_patch(pipe, f"patch-{seed}", seed, rank=seed + 1, every=seed) for seed in (1, 2, 3)]
+
+
+@pytest.fixture
+def patches(family):
+    return made(family)
 
 
 @pytest.fixture(params=sorted(pico.HOSTS))
@@ -50,7 +56,8 @@ def test_a_hundred_changes_leave_no_bit_behind(pipe, family, patches, dtype, whe
         stack.apply(pipe, fold=True)
         alone[len(stack.patches)] = bits(pipe)
         stack.remove(pipe)
-    order = torch.randint(3, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    changes = 100 if family == "sd3" else 20  # every one is compared: the next begins where a fresh one would
+    order = torch.randint(3, (changes,), generator=torch.Generator().manual_seed(0)).tolist()
     on = stacks[order[0]]
     on.apply(pipe, fold=True, originals=tmp_path if where == "disk" else None)
     for n in order[1:]:

@@ -566,7 +566,7 @@ assert (draw(stock) - draw(bare)).abs().max() > 1e-2
 """
 
 
-def test_from_push_to_a_patched_copy_and_stock_diffusers(server, make, tmp_path):
+def test_from_push_to_a_patched_copy_and_stock_diffusers(server, make, tmp_path, inline, monkeypatch):
     PIPE.save_pretrained(tmp_path / "base")
     patch = make(size=1.0)
 
@@ -583,7 +583,8 @@ def test_from_push_to_a_patched_copy_and_stock_diffusers(server, make, tmp_path)
     (tmp_path / "hotfix.log.jsonl").touch()
     pushed = json.loads(command("push", patch.source, "acme/face", "--json").stdout)
     assert pushed["id"] == patch.id and pushed["new"]
-    refused = command("push", make(seed=2, folder="other").source, "acme/face", HF_TOKEN="hf_secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    refused = inline("push", make(seed=2, folder="other").source, "acme/face", cwd=tmp_path)
     assert refused.returncode == 1 and "secret" not in refused.stderr and "\n\nhint: " in refused.stderr
     shown = json.loads(command("show", "hf://acme/face", "--json").stdout)
     assert shown["id"] == patch.id and not shown["tensors_read"]

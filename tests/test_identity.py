@@ -194,10 +194,10 @@ def test_one_picture_has_no_other_view_to_lean_towards(tmp_path, family, pipe):
 
 @pytest.mark.parametrize("choice", [{"augment": ["shift", "light"]}, {"adjacency": "bank"}])
 def test_identity_changes_a_patch_and_the_same_recipe_gives_the_same_one(tmp_path, built, choice):
-    recipe, pipe = make_recipe(tmp_path, "ddpm", "quarters-1", **choice), pico.ddpm()
+    recipe, pipe = make_recipe(tmp_path, "sd3", "quarters-1", **choice), pico.sd3()
     first, second = build(recipe, pipe), build(recipe, pipe)
     assert first.id == second.id
-    assert first.manifest.digest != built["ddpm"][0].manifest.digest
+    assert first.manifest.digest != built["sd3"][0].manifest.digest
     assert ("shift, light" in describe(first)) == ("augment" in choice)
 
 

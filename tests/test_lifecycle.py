@@ -29,7 +29,7 @@ from hotfix.patch import Patch
 from hotfix.stack import Stack, applied
 
 SPARSE = (1, 2, 1)  # of each patch: every how many layers it acts on
-HISTORIES = {"sd3": 12, "flux": 8, "ddpm": 10, "sd15": 5, "sdxl": 3}  # by what a picture of each takes
+HISTORIES = {"sd3": 10, "flux": 6, "ddpm": 8, "sd15": 4, "sdxl": 2}  # by what a picture of each takes
 LORA = {  # state of the host's own LoRA -> how it gets there from none
     "none": lambda pipe, folder: None,
     "on": hosts.load,

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from patching import random_patch
 from tiny import make_project
 
+from hotfix import lock
 from hotfix.building import build
 from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
@@ -54,3 +56,18 @@ def test_a_build_on_two_processes_is_the_build_on_one(tmp_path, monkeypatch):
     assert report.retain.drift_rmse == pytest.approx(alone.retain.drift_rmse, rel=0.02)  # the change is small
     assert report.build.processes == 2
     assert Path("hotfix.log.jsonl").read_text().count('"built"') == 1
+
+
+def test_a_score_on_two_processes_is_the_score_on_one_and_said_once(tmp_path, monkeypatch):
+    (path,) = make_project(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load(path)
+    pipe = load_pipeline(recipe)
+    lock.add(Path("hotfix.lock"), [random_patch(pipe, "quarters-0", 1).save(tmp_path)])
+    done = launch(2, "-m", "hotfix", "score", "tiny", path, "--stack", "hotfix.lock", "-n", 3, "--json", cwd=tmp_path)
+    two = Report.model_validate_json(done.stdout)
+    one = score(pipe, recipe, stack=Stack.load("hotfix.lock"), n=3)
+    assert two.retain.drift_rmse == pytest.approx(one.retain.drift_rmse, rel=1e-4) and one.retain.drift_rmse > 0
+    assert [(row.after, row.sound) for row in two.replays] == [(row.after, row.sound) for row in one.replays]
+    assert done.stderr.count("replaying seeds") == done.stderr.count("over budget") == 1
+    assert Path("hotfix.log.jsonl").read_text().count('"scored"') == 1

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -26,7 +27,6 @@ from starlette.routing import Route
 from test_cli import HOTFIX, assert_one_sentence
 
 from hotfix import ledger, lock, vllm_omni
-from hotfix.cli import main
 from hotfix.export import PEFT_PREFIX
 from hotfix.fold import delta
 from hotfix.patch import A, B, Patch
@@ -56,21 +56,12 @@ def locked(shelf, tmp_path):
 
 
 @pytest.fixture
-def sync(tmp_path, monkeypatch, capsys):
+def sync(tmp_path, monkeypatch, inline):
     """The verb, in this process; code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOTFIX_TOKEN", TOKEN)
 
-    def run(*arguments):
-        code = 0
-        try:
-            main(["sync", *map(str, arguments)])
-        except SystemExit as left:
-            code = left.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return run
+    return partial(inline, "sync")
 
 
 def changes(done):

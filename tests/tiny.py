@@ -29,8 +29,7 @@ dual_rate = 0.0
 """
 
 
-def make_project(folder: Path, count: int) -> list[Path]:
-    """The base, and recipes for different pictures; their files, relative to the folder."""
+def save_base(folder: Path) -> None:
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=8,
@@ -42,7 +41,12 @@ def make_project(folder: Path, count: int) -> list[Path]:
         up_block_types=("UpBlock2D",),
     )
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", timestep_spacing="trailing")
-    DDPMPipeline(unet.eval(), scheduler).save_pretrained(folder / "tiny")
+    DDPMPipeline(unet.eval(), scheduler).save_pretrained(folder)
+
+
+def make_project(folder: Path, count: int) -> list[Path]:
+    """The base, and recipes for different pictures; their files, relative to the folder."""
+    save_base(folder / "tiny")
     recipes = [Path(f"r{i:02}", "recipe.toml") for i in range(count)]
     for i, recipe in enumerate(recipes):
         (folder / recipe).parent.mkdir()
