@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from conftest import interruptible
 from rays import environment
 
 from hotfix.patch import Patch
@@ -44,7 +45,14 @@ def server(request, tmp_path):
     Path(used["RAY_TMPDIR"]).mkdir()
     command = [*COMMANDS[request.param], *([f"--port={port}"] if request.param == "bentoml" else [])]
     with (tmp_path / "out").open("w") as out:
-        running = subprocess.Popen([sys.executable, *command], env=used, stdout=out, stderr=out, start_new_session=True)
+        running = subprocess.Popen(
+            [sys.executable, *command],
+            env=used,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            preexec_fn=interruptible,
+        )
     address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
     while True:
         try:
