@@ -5,6 +5,9 @@
 The processes are started as `accelerate launch` starts those of a CPU, one thread each, pinned. Seconds are the
 clock's, of a whole build and of its parts; the machine must have nothing else to do, or both wait for the core that was
 taken away. So a step's seconds are the processor's too, which leave waiting out. Builds of a case take the same steps.
+
+What two cores of one machine can give at all is measured beside it: two processes that share nothing but its memory
+pass rows through the same network, alone and at once ("two that share nothing", in rounds one after the other).
 """
 
 import argparse
@@ -27,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.kept import write  # noqa: E402
 from hotfix import console, processes  # noqa: E402
 from hotfix.building import build  # noqa: E402
+from hotfix.denoiser import Denoiser  # noqa: E402
 from hotfix.patch import Patch  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
@@ -35,6 +39,7 @@ from hotfix.scoring import hardware  # noqa: E402
 PARTS = ("preparing surrogates and what must stay", "calibrating the timestep window", "training")
 BAR = 1.8
 CASES = ((8, 12), (16, 24))  # rows of a step: as the recipe has them, and twice as many
+ROUNDS, PASSES, ROWS = 3, 40, 10
 
 
 def worker(steps: int, rows: tuple[int, int], out: Path) -> None:
@@ -94,13 +99,48 @@ def compared(steps: int, rows: tuple[int, int]) -> dict:
     }
 
 
+def passing(core: int) -> float:
+    """Median seconds of a pass forth and back, on one core."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+    torch.set_num_threads(1)
+    denoiser = Denoiser(load_pipeline("hotfix:flags"), {})
+    rows, x = denoiser.embed(["mauritania"] * ROWS), torch.randn(ROWS, *denoiser.latent_shape)
+    laps = []
+    for _ in range(PASSES):
+        begun = time.perf_counter()
+        denoiser.predict(x, torch.full((ROWS,), 0.5), rows).square().mean().backward()
+        denoiser.model.zero_grad()
+        laps.append(time.perf_counter() - begun)
+    return median(laps)
+
+
+def apart() -> dict:
+    """How much faster two cores pass the same rows than one does, in processes that have nothing to tell each other."""
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append((*_passing((0,)), *_passing((0, 1))))
+    times = [2 * one / ((first + second) / 2) for one, first, second in rounds]
+    return {"seconds: alone, and of two": rounds, "times as fast": [round(t, 2) for t in times]}
+
+
+def _passing(cores: tuple[int, ...]) -> list[float]:
+    command = [sys.executable, __file__, "--core"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen([*command, str(core)], env=environment, stdout=subprocess.PIPE) for core in cores]
+    return [round(float(one.communicate()[0].split()[-1]), 4) for one in running]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks" / "results" / "processes.json")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--rows", type=int, nargs=2, default=CASES[0], help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     console.quiet_libraries()
+    if args.core is not None:
+        print(passing(args.core))
+        return
     if "LOCAL_RANK" in os.environ:
         worker(args.steps, args.rows, args.out)
         return
@@ -109,6 +149,7 @@ def main() -> None:
         **{name: version(name) for name in ("torch", "diffusers", "accelerate")},
         "hardware": f"{hardware(torch.device('cpu'))}; a process is pinned to one core and has one thread",
         "bar": BAR,
+        "two that share nothing": apart(),
         "cases": [compared(args.steps, rows) for rows in CASES],
     }
     write(args.out, result)
