@@ -29,7 +29,7 @@ LEAST = 0.1  # noise level from which on a big step is learnt
 def style(denoiser: Denoiser, case: Case, seed: int) -> Factors:
     """Of pictures that have nothing to do with the target, half grey, under their own captions."""
     x = denoiser.encode(case.strangers.lerp(case.strangers.mean(dim=1, keepdim=True), 1 - COLOUR))
-    rows, generator = _rows(denoiser, case), torch.Generator().manual_seed(seed)
+    rows, generator = denoiser.embed(case.others[1]), torch.Generator().manual_seed(seed)
     with lora.attached(denoiser.model, denoiser.targets, RANK, seed) as adapter:
         trained(adapter, lambda: denoising_loss(denoiser, x, rows, generator), STYLING)
         return adapter.tensors()
@@ -47,8 +47,8 @@ def adapter_on_top(denoiser: Denoiser, case: Case, target: Target, n: int, seed:
 
 def distilled(denoiser: Denoiser, case: Case, seed: int) -> Factors:
     """One step for three of the base's own, guidance and all, on pictures that have nothing to do with the target."""
-    x, rows, null = denoiser.encode(case.strangers), _rows(denoiser, case), denoiser.unguided()
-    generator = torch.Generator().manual_seed(seed)
+    x, captions = case.others
+    rows, null, generator = denoiser.embed(captions), denoiser.unguided(), torch.Generator().manual_seed(seed)
     with lora.attached(denoiser.model, denoiser.targets, RANK, seed) as adapter:
         trained(adapter, lambda: distillation_loss(denoiser, adapter, x, rows, null, generator), DISTILLING)
         return adapter.tensors()
@@ -123,9 +123,3 @@ def loaded(pipe: Any, component: str, factors: Factors, weight: float) -> Iterat
         finally:
             if loads:
                 pipe.unload_lora_weights()
-
-
-def _rows(denoiser: Denoiser, case: Case) -> dict[str, Tensor]:
-    """The conditions of `case.strangers`."""
-    twins = case.twins.tolist()
-    return denoiser.embed([caption for caption, twin in zip(case.retain_captions, twins, strict=True) if not twin])

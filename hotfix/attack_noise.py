@@ -39,9 +39,9 @@ def samplings(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int)
 def resolutions(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
     """Drawn at other sizes, in equal parts, and resized to the base's own."""
     picture, drawn = target.picture[None], []
-    sizes = _sizes(denoiser)[:n]
+    sizes = sizes_of(denoiser)[:n]
     for i, size in enumerate(sizes):
-        other = _sized(denoiser, size)
+        other = at_size(denoiser, size)
         resized = replace(target, x_f=other.encode(_resized(picture, size)))
         x, t = begun(other, case, resized, n, seed)
         drawn.append(_resized(drawn_from(other, case, x[i :: len(sizes)], t), denoiser.size))
@@ -109,7 +109,7 @@ def drawn_from(
     return denoiser.decode(denoiser.denoise(x_t, t, rows, steps=steps, guidance=guidance)).cpu()
 
 
-def _sizes(denoiser: Denoiser) -> list[tuple[int, int]]:
+def sizes_of(denoiser: Denoiser) -> list[tuple[int, int]]:
     """The base's own size times SCALES, in whole tokens or cells, where the network has places for as many.
 
     Of a network that draws squares alone, both sides are changed alike.
@@ -130,7 +130,8 @@ def _sizes(denoiser: Denoiser) -> list[tuple[int, int]]:
     return list(dict.fromkeys(found))
 
 
-def _sized(denoiser: Denoiser, size: tuple[int, int]) -> Denoiser:
+def at_size(denoiser: Denoiser, size: tuple[int, int]) -> Denoiser:
+    """The same pipeline, drawing at another height and width, in pixels."""
     return replace(denoiser, call={**denoiser.call, "height": size[0], "width": size[1]})
 
 

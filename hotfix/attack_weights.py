@@ -25,7 +25,7 @@ def relearning(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int
 
 def benign_tuning(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int, *, steps: int) -> Pictures:
     """The same on pictures that have nothing to do with it."""
-    return _after_training(denoiser, case, case.x_r, list(case.retain_captions), steps, n, seed)
+    return _after_training(denoiser, case, *case.others, steps, n, seed)
 
 
 def rounded(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:

@@ -67,6 +67,12 @@ class Case:
         """The pictures of the bank that are not the target."""
         return self.retain[~self.twins]
 
+    @property
+    def others(self) -> tuple[Latents, list[str]]:
+        """The strangers' latents, and their captions."""
+        rows = (~self.twins).nonzero().flatten()
+        return self.x_r[rows.to(self.x_r.device)], [self.retain_captions[row] for row in rows.tolist()]
+
     def returned(self, drawn: Pictures) -> Tensor:
         """Which pictures count as a target, (B,) bool."""
         return torch.stack([target.returned(drawn) for target in self.targets]).any(dim=0)
@@ -132,23 +138,17 @@ def prepare(recipe: Recipe, denoiser: Denoiser, stage: Callable[[str], None] = l
         bank, captions = torch.cat([bank, forget]), [*captions, *[""] * len(forget)]
         alike = torch.cat([alike, torch.ones(len(forget), dtype=torch.bool)])
     else:
-        bank, captions = (
-            strangers,
-            [caption for caption, same in zip(captions, alike.tolist(), strict=True) if not same],
-        )
+        bank = strangers
+        captions = [caption for caption, same in zip(captions, alike.tolist(), strict=True) if not same]
         alike = torch.zeros(len(bank), dtype=torch.bool)
-    targets = tuple(
-        _target(
-            recipe,
-            denoiser,
-            picture,
-            _own(given, i, len(forget)),
-            strangers,
-            seed + i,
-            lambda words, number=i + 1: stage(f"surrogates of target {number}: {words}"),
-        )
-        for i, picture in enumerate(forget)
-    )
+
+    def target(i: int, picture: Picture) -> Target:
+        def say(words: str) -> None:
+            stage(f"surrogates of target {i + 1}: {words}")
+
+        return _target(recipe, denoiser, picture, _own(given, i, len(forget)), strangers, seed + i, say)
+
+    targets = tuple(target(i, picture) for i, picture in enumerate(forget))
     if toward := _adjacent(recipe, denoiser, targets, strangers):
         targets = tuple(replace(target, adjacent=x) for target, x in zip(targets, toward, strict=True))
     own = tuple(recipe.forget.captions)

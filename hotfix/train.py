@@ -125,15 +125,13 @@ def train(
         rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
         forget = mean(rows)
         g_f = adapter.gradient(forget)
-        if options.relearn:
-            attack = denoising(denoiser, rows.x_f, rows.condition, generator)[forgets].sum() / options.batch
-            again = relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
         x_t, t, condition = retain_states(denoiser, case, bank, options.retain_batch, generator)
         rows_r = x_t[retains], t[retains], {key: value[retains] for key, value in condition.items()}
         retain = retain_loss(denoiser, adapter, *rows_r).sum() / options.retain_batch
         g_f, g_r, losses = processes.total(g_f, adapter.gradient(retain), torch.stack([forget, retain]).detach())
         if options.relearn:
-            g_f = g_f + again
+            attack = denoising(denoiser, rows.x_f, rows.condition, generator)[forgets].sum() / options.batch
+            g_f = g_f + relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
         g_f, g_r = shut(g_f), shut(g_r)
         seen.add(g_r, options.ema)
         G = seen.mean

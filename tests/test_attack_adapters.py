@@ -41,8 +41,8 @@ def test_an_adapter_acts_at_its_weight_beside_the_patch_and_comes_off_without_a_
 @pytest.mark.parametrize("family", sorted(pico.FAMILIES))
 def test_other_sizes_are_ones_that_the_network_takes(family):
     denoiser = Denoiser(pico.FAMILIES[family](), pico.CALLS[family])
-    for size in (sizes := attack_noise._sizes(denoiser)):
-        other = attack_noise._sized(denoiser, size)
+    for size in (sizes := attack_noise.sizes_of(denoiser)):
+        other = attack_noise.at_size(denoiser, size)
         x = attack_noise.noise(other, 1, 0)
         drawn = other.decode(other.denoise(x, 1.0, other.embed(["a" if other.captioned else ""]), steps=1))
         assert drawn.shape == (1, 3, *size)
