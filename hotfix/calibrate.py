@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hotfix import weight as curves
-from hotfix.denoiser import Denoiser
+from hotfix.denoiser import Denoiser, sample
 from hotfix.recipe import WeightKind
 from hotfix.shapes import Latents, Picture
 from hotfix.similarity import Similarity, stranger
@@ -129,7 +129,7 @@ def calibrate(
         excess, best = [], 0.0
         for level in levels:
             t = level.expand(len(x)).to(x.device)
-            rows = {k: v[torch.randint(len(v), (len(x),), generator=generator)] for k, v in condition.items()}
+            rows, _ = sample(condition, len(x), generator)
             if kind == "own":
                 rows = {k: torch.cat([v[:NOISES], retain_rows[k][pick.to(v.device)]]) for k, v in rows.items()}
             eps = torch.randn(x.shape, generator=generator).to(x.device)

@@ -278,6 +278,12 @@ class Denoiser:
         return torch.cat(drawn)
 
 
+def sample(condition: Mapping[str, Tensor], n: int, generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """n rows of a condition, drawn by chance, and which: the same of every tensor, as together they are a caption."""
+    pick = torch.randint(max(map(len, condition.values()), default=1), (n,), generator=generator)
+    return {key: rows[pick.to(rows.device)] for key, rows in condition.items()}, pick
+
+
 @contextmanager
 def _quiet(pipe: Any) -> Iterator[None]:
     """No progress bar for every batch, and the pipeline's own setting back afterwards."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from hotfix import objective
 from hotfix.calibrate import FLOOR, Window
 from hotfix.case import Case, Target
-from hotfix.denoiser import Denoiser
+from hotfix.denoiser import Denoiser, sample
 from hotfix.lora import Adapter
 from hotfix.recipe import Train
 from hotfix.shapes import Latents, PerExample
@@ -118,15 +118,14 @@ def forget_rows(
         turned.append(way > 0)
         m.append(windows[which].at(kind, first))
         blended.append(all_s if one.blend else None)
-        row = int(torch.randint(max(map(len, conditions[kind].values()), default=1), (), generator=generator))
-        picked.append({k: v[row] for k, v in conditions[kind].items()})
+        picked.append(sample(conditions[kind], 1, generator)[0])
     start = torch.stack(x)
     level = torch.cat(t).to(start.device)
     eps = torch.randn(start.shape, generator=generator).to(start.device)
     return ForgetRows(
         denoiser.noised(start, level, eps),
         level,
-        _stack(picked),
+        {key: torch.cat([row[key] for row in picked]) for key in picked[0]},
         start,
         eps,
         torch.stack(x_f),
@@ -219,7 +218,3 @@ def retain_loss(
     with torch.no_grad(), adapter.off():
         teacher = denoiser.predict(x_t, t, condition)
     return objective.distil(denoiser.predict(x_t, t, condition), teacher)
-
-
-def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}

@@ -4,7 +4,7 @@ And where a caption asks for the target: does its surrogate come instead?
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from hotfix import objective
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
-from hotfix.denoiser import Denoiser
+from hotfix.denoiser import Denoiser, sample
 from hotfix.lora import Adapter
 from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import nearest
@@ -46,7 +46,8 @@ def failure(
     below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
     surrogate, four fifths of the way there on average. The bar is the stranger's 99th percentile less a margin, or
     where that is higher the 95th of what an exact model of the bank and the surrogates would draw from the same states:
-    from high noise a green flag may rightly become another green flag. Where the target has views, they and the
+    from high noise a green flag may rightly become another green flag. A caption may always have what it asks for,
+    however alike: its own picture, or, if it is the target's, a surrogate. Where the target has views, they and the
     picture itself are noised in turn, and each drawing is compared with the one that it came from.
 
     Args:
@@ -68,6 +69,8 @@ def failure(
     x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[might.to(case.x_r.device)]])
     usual = torch.tensor([look.null for look in looks])[turn]
     allowed = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
+    rightful = {kind: _rightful(case, target, captions) for kind, captions in case.forget_kinds().items()}
+    rightful["own"] = [float(target.similarity(surrogates).max())] * len(case.captions)
     low = max(window.t_lo, LOWEST)
     high = max(low, HIGHEST)
     levels = [high, (low + high) / 2, low]
@@ -75,10 +78,11 @@ def failure(
     for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
         for level in (*([1.0] if kind == "own" else []), *levels):
             eps = torch.randn((NOISES, *target.x_f.shape[1:]), generator=generator).to(target.x_f.device)
-            rows = {k: v[torch.randint(len(v), (NOISES,), generator=generator)] for k, v in condition.items()}
-            parts.append((kind, level, eps, rows))
+            rows, pick = sample(condition, NOISES, generator)
+            own = torch.tensor([rightful[kind][row] for row in pick.tolist()])
+            parts.append((kind, level, eps, rows, own))
 
-    def passes(kind: str, level: float, eps: Latents, rows: dict[str, Tensor]) -> bool:
+    def passes(kind: str, level: float, eps: Latents, rows: dict[str, Tensor], own: Tensor) -> bool:
         t = torch.full((NOISES,), level, device=eps.device)
         x_t = denoiser.noised(x, t, eps)
         guidance = denoiser.guidance if kind == "own" else 1.0
@@ -87,7 +91,7 @@ def failure(
         like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
         odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
         bar = max(-MARGIN, objective.left_out(odds, allowed))
-        if float((like - usual).quantile(0.95)) > bar:
+        if float((like - torch.maximum(usual, own + 2 * MARGIN)).quantile(0.95)) > bar:
             return False
         if kind == "own" and level == 1.0:
             known = torch.cat([instead, torch.stack([look.picture for look in looks])])
@@ -97,6 +101,14 @@ def failure(
 
     order = sorted(range(len(parts)), key=lambda part: part != suspect)  # a stable sort
     return next((part for part in order if not passes(*parts[part])), None)
+
+
+def _rightful(case: Case, target: Target, captions: Sequence[str]) -> list[float]:
+    """How alike to x_f the pictures are that each caption has in the bank; -1 where it has none, or is empty."""
+    alike: dict[str, float] = {}
+    for caption, like in zip(case.retain_captions, target.similarity(case.retain).tolist(), strict=True):
+        alike[caption] = max(like, alike.get(caption, -1.0))
+    return [alike.get(caption, -1.0) if caption else -1.0 for caption in captions]
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
