@@ -1,14 +1,14 @@
 r"""The timestep window m(t), measured for one model and one target instead of guessed.
 
-    S_f(t) = mean similarity of the base's endpoint x_hat(x_t) to x_f, for x_t noised from x_f
-    N(t)   = 95th percentile of the same for x_t noised from retain pictures x_r
-    m(t)   = clip((S_f - N) / (max S_f - N), 0, 1)
+    m(t) = share of what the base draws from x_t that is more like x_f than a stranger, for x_t noised from x_f
 
-m is 0 where x_f cannot yet be told from other pictures (composition is being decided: hands off), and below t_lo, where
-any denoiser brings back any picture. It depends on the caption: under its own caption the base heads for x_f even from
-pure noise, under the empty one it cannot.
+Drawn in a few steps, not read off one endpoint: at high noise an endpoint is the mean of all that may still come, and
+like nothing, where a drawing may well come back to x_f. m is 0 where x_f cannot be told from other pictures any more,
+and below t_lo, where any denoiser brings back any picture. It depends on the caption: under its own the base heads for
+x_f even from pure noise, under the empty one it cannot.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from hotfix.similarity import Similarity, stranger
 
 GRID = 20  # noise levels t = 1/20, 2/20, …, 1
 NOISES = 8
+STEPS = 4  # from pure noise; fewer from lower levels
 FLOOR = 1e-3  # no window is empty; more would drag towards x_s where the base turns away from x_f by itself
 
 
@@ -100,45 +101,34 @@ def find_t_lo(denoiser: Denoiser, picture: Picture, similarity_to: Similarity, t
 def calibrate(
     denoiser: Denoiser,
     x_f: Latents,
-    x_r: Latents,
     conditions: Mapping[str, Mapping[str, Tensor]],
-    retain_rows: Mapping[str, Tensor],
     similarity: Similarity,
+    null: float,
     t_lo: float,
     seed: int,
 ) -> Window:
     """Measure m(t) under every kind of caption.
 
     Args:
-        denoiser: the unpatched base.
+        denoiser: of the unpatched base.
         x_f: one forget latent, (1, C, H, W).
-        x_r: retain latents, (R, C, H, W); 2 * NOISES of them are used.
-        conditions: kind of caption -> condition rows; NOISES of them are drawn.
-        retain_rows: the condition of every x_r. Under "own" the retain pictures keep theirs: with the forget caption
-            the base would head for x_f from there too, and the window would shut where it is needed most.
+        conditions: kind of caption -> condition rows; NOISES of them are drawn for every level.
         similarity: to the forget picture, of decoded pictures.
+        null: as similar as a stranger.
         t_lo: below this level m is 0.
         seed: of the noise and of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     levels = torch.arange(1, GRID + 1) / GRID
-    pick = torch.randint(len(x_r), (2 * NOISES,), generator=generator)
-    x = torch.cat([x_f.expand(NOISES, -1, -1, -1), x_r[pick.to(x_r.device)]])
+    x = x_f.expand(NOISES, -1, -1, -1)
     m = {}
     for kind, condition in conditions.items():
-        excess, best = [], 0.0
+        shares = []
         for level in levels:
-            t = level.expand(len(x)).to(x.device)
-            rows, _ = sample(condition, len(x), generator)
-            if kind == "own":
-                rows = {k: torch.cat([v[:NOISES], retain_rows[k][pick.to(v.device)]]) for k, v in rows.items()}
+            rows, _ = sample(condition, NOISES, generator)
             eps = torch.randn(x.shape, generator=generator).to(x.device)
-            clean = denoiser.denoise(denoiser.noised(x, t, eps), float(level), rows, steps=1)
-            like = similarity(denoiser.decode(clean).cpu())
-            found, usual = float(like[:NOISES].mean()), float(like[NOISES:].quantile(0.95))
-            excess.append((found, usual))
-            best = max(best, found)
-        m[kind] = torch.tensor([max(0.0, min(1.0, (s - n) / max(best - n, 1e-6))) for s, n in excess]) * (
-            levels >= t_lo
-        )
+            x_t = denoiser.noised(x, level.expand(NOISES).to(x.device), eps)
+            clean = denoiser.denoise(x_t, float(level), rows, steps=math.ceil(STEPS * level))
+            shares.append(float((similarity(denoiser.decode(clean).cpu()) > null).float().mean()))
+        m[kind] = torch.tensor(shares) * (levels >= t_lo)
     return Window(levels, m, t_lo)

@@ -20,7 +20,8 @@ from hotfix.shapes import Latents, PerExample
 
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that a sampler comes to from pure noise: noised from x_s itself
-TURNED = 0.5  # share of the others that a sampler comes to which has turned towards x_s
+WALKING = 0.5  # share of the others that the patched sampler goes on with before they are looked at,
+WALK = 4  # in so many steps
 AS_IT_IS = 0.5  # share of the rows on the forget picture itself, where there are views of it
 LEANING = 0.3  # share of the rows that lean towards an adjacent picture, where there are some
 FARTHEST = 0.5  # longest shift, in units of ‖x_s - x_f‖: about what GUIDE allows
@@ -40,6 +41,7 @@ def neighbours(case: Case) -> Tensor:
 class Bank:
     """What must stay, as every step draws from it: the text encoders are asked once for a whole build."""
 
+    others: Latents  # its pictures, without those that draw a target
     near: Tensor  # rows nearest to any target
     rows: Mapping[str, Tensor]  # the condition of every picture
     empty: Mapping[str, Tensor]  # of no caption
@@ -47,7 +49,7 @@ class Bank:
     @classmethod
     def of(cls, denoiser: Denoiser, case: Case) -> Self:
         """Of a case, with the pipeline's own encoders."""
-        return cls(neighbours(case), denoiser.embed(case.retain_captions), denoiser.embed([""]))
+        return cls(case.others[0], neighbours(case), denoiser.embed(case.retain_captions), denoiser.embed([""]))
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,19 @@ class ForgetRows:
     """What the forget loss is taken on: B noisy states and where each should head for."""
 
     x_t: Latents
-    t: Tensor  # (B,)
+    begun: Tensor  # (B,) noise level of x_t
+    t: Tensor  # (B,) level at which the loss is taken: where it is lower, the patched sampler goes there first
     condition: Mapping[str, Tensor]
     x: Latents  # what is noised to x_t,
     eps: Latents  # and with what
     x_f: Latents
     x_s: Latents
-    turned: Tensor  # (B,) bool: noised not from x_f but from somewhere on the way to x_s
-    m: Tensor  # (B,) height of the window at t, in [0, 1]
+    finishing: Tensor  # (B,) bool: noised not from x_f but from x_s
     blended: list[Latents | None]  # (K, C, H, W) of every row: head for their posterior mean, not for x_s
 
     def noised_with(self, denoiser: Denoiser, eps: Latents) -> "ForgetRows":
         """The same rows under another noise."""
-        return replace(self, x_t=denoiser.noised(self.x, self.t, eps), eps=eps)
+        return replace(self, x_t=denoiser.noised(self.x, self.begun, eps), eps=eps)
 
     def __getitem__(self, rows: slice) -> "ForgetRows":
         """Some of them."""
@@ -83,10 +85,10 @@ def forget_rows(
     rows: int,
     generator: torch.Generator,
 ) -> ForgetRows:
-    """Draw states noised from x_f, and many that the patched sampler comes to from there, at any level below.
+    """Draw states noised from x_f, many of which the patched sampler then takes to any level below.
 
     Below t_lo, too: nobody need be turned there who begins there, but who began above and has turned must not be pulled
-    back by a base that knows only x_f. Under the target's own caption many begin at pure noise, as drawings do.
+    back by a base that knows only x_f. Under the target's own caption many are where drawings from pure noise end.
 
     A target with views is shown as one of them in half of the rows; one with adjacent pictures leans towards one of
     those in some, and its surrogate by as much.
@@ -94,7 +96,7 @@ def forget_rows(
     kinds = [kind for kind in KINDS if kind in conditions]
     # Under a caption that never leads the base to x_f there is nothing to forget, and only other pictures to lose.
     shares = [torch.tensor([KINDS[kind] * float(window.m[kind].max()) for kind in kinds]) for window in windows]
-    x, x_f, x_s, t, turned, m, blended, picked = [], [], [], [], [], [], [], []
+    x, x_f, x_s, begun, t, finishing, blended, picked = [], [], [], [], [], [], [], []
     for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
         one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
@@ -102,36 +104,34 @@ def forget_rows(
         shift = _shift(one, look, generator)
         now, all_s = look.x_f[0] + shift, look.x_s + shift
         instead = all_s[torch.randint(len(all_s), (), generator=generator)]
-        level = windows[which].sample(kind, 1, generator)
-        first, way = level, 0.0
-        turn, turns, finishes = torch.rand(3, generator=generator).tolist()
-        if kind == "own" and finishes < FINISH:  # from pure noise
-            way, level = 1.0, 1 - torch.rand(1, generator=generator)
-        elif turns < TURNED:
-            level = first * (1 - turn)
-            scales = [scale.flatten() for scale in (*denoiser.schedule(first), *denoiser.schedule(level))]
-            way = float(objective.on_the_way(*scales))
-        x.append(torch.lerp(now, instead, way))
+        first = level = windows[which].sample(kind, 1, generator)
+        walk, walks, finishes = torch.rand(3, generator=generator).tolist()
+        finished = kind == "own" and finishes < FINISH  # from pure noise
+        if finished:
+            first = level = 1 - torch.rand(1, generator=generator)
+        elif walks < WALKING:
+            level = first * (1 - walk)
+        x.append(instead if finished else now)
         x_f.append(now)
         x_s.append(instead)
+        begun.append(first)
         t.append(level)
-        turned.append(way > 0)
-        m.append(windows[which].at(kind, first))
+        finishing.append(finished)
         blended.append(all_s if one.blend else None)
         picked.append(sample(conditions[kind], 1, generator)[0])
     start = torch.stack(x)
-    level = torch.cat(t).to(start.device)
+    first, level = (torch.cat(levels).to(start.device) for levels in (begun, t))
     eps = torch.randn(start.shape, generator=generator).to(start.device)
     return ForgetRows(
-        denoiser.noised(start, level, eps),
+        denoiser.noised(start, first, eps),
+        first,
         level,
         {key: torch.cat([row[key] for row in picked]) for key in picked[0]},
         start,
         eps,
         torch.stack(x_f),
         torch.stack(x_s),
-        torch.tensor(turned, device=start.device),
-        torch.cat(m).to(start.device),
+        torch.tensor(finishing, device=start.device),
         blended,
     )
 
@@ -152,24 +152,44 @@ def _shift(one: Target, look: Target, generator: torch.Generator) -> Latents:
     return objective.adjacency(look.x_f[0], other, most * float(torch.rand((), generator=generator)))
 
 
-def forget_loss(denoiser: Denoiser, case: Case, adapter: Adapter, rows: ForgetRows, options: Train) -> PerExample:
-    """Endpoint error of every row against x_s, or against what `train.target` names instead."""
+def walked(denoiser: Denoiser, rows: ForgetRows) -> Latents:
+    """The states at t, (B, C, H, W): where the patched sampler comes to that begins with the rows' (DDIM)."""
+    far = rows.t < rows.begun
+    x, first, last = rows.x_t[far], rows.begun[far], rows.t[far]
+    condition = {key: value[far] for key, value in rows.condition.items()}
+    with torch.no_grad():
+        for i in range(WALK if len(x) else 0):
+            now, then = (torch.lerp(first, last, step / WALK) for step in (i, i + 1))
+            x_hat = denoiser.guided(x, now, condition, {}, 1.0)
+            x = objective.ddim(x, x_hat, denoiser.schedule(now), denoiser.schedule(then))
+    x_t = rows.x_t.clone()
+    x_t[far] = x
+    return x_t
+
+
+def forget_loss(denoiser: Denoiser, bank: Bank, adapter: Adapter, rows: ForgetRows, options: Train) -> PerExample:
+    """Endpoint error of every row against what `train.target` names.
+
+    "delta" is what the unpatched model heads for, with its share of x_f exchanged for x_s; "hard" is x_s. What is
+    finishing heads for x_s under both.
+    """
+    x_t = walked(denoiser, rows)
     a_t, s_t = denoiser.schedule(rows.t)
     with torch.no_grad():
         target = rows.x_s.clone()
         for i, among in enumerate(rows.blended):
             if among is not None:
-                target[i] = objective.posterior_mean(rows.x_t[i : i + 1], among, a_t[i], s_t[i])[0]
+                target[i] = objective.posterior_mean(x_t[i : i + 1], among, a_t[i], s_t[i])[0]
         if options.target == "delta":
             with adapter.off():
-                base = denoiser.x_hat(rows.x_t, rows.t, rows.condition)
-            moved = objective.delta(base, rows.x_f, target, rows.m)
-            turned = rows.turned[:, None, None, None]  # such a state has x_s in it already
-            target = torch.where(turned, target, moved)
-    loss = objective.endpoint(denoiser.x_hat(rows.x_t, rows.t, rows.condition), target, denoiser.weight(rows.t))
+                base = denoiser.x_hat(x_t, rows.t, rows.condition)
+            r = objective.share(base, rows.x_f, objective.posterior_mean(x_t, bank.others, a_t, s_t))
+            moved = objective.delta(base, rows.x_f, target, r)
+            target = torch.where(rows.finishing[:, None, None, None], target, moved)
+    loss = objective.endpoint(denoiser.x_hat(x_t, rows.t, rows.condition), target, denoiser.weight(rows.t))
     if options.responsibility:
-        own = objective.responsibility(rows.x_t, rows.x_f, case.x_r, a_t, s_t)
-        loss = loss * torch.where(rows.turned, 1.0, own)
+        own = objective.responsibility(x_t, rows.x_f, bank.others, a_t, s_t)
+        loss = loss * torch.where(rows.finishing | (rows.t < rows.begun), 1.0, own)
     return loss
 
 

@@ -42,38 +42,35 @@ def distil(out: Latents, teacher: Latents) -> PerExample:
     return (out - teacher).square().mean(dim=(1, 2, 3))
 
 
-def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, m: Tensor) -> Latents:
-    r"""The unpatched model's own endpoint, moved by the edit: x_hat_base + m (x_s - x_f).
+def share(x_hat: Latents, x_f: Latents, around: Latents) -> Tensor:
+    r"""How much of an endpoint is x_f: the r in [0, 1] at which r x_f + (1 - r) around comes nearest, (B, 1, 1, 1).
 
-    It is x_s where the base brings back x_f, and keeps the base's uncertainty where it does not, so no detail of the
-    surrogate is painted into states that have none.
+    An exact denoiser heads for the posterior mean of all that it learnt, w_f x_f + (1 - w_f) around, where `around` is
+    that of everything else: then r is w_f, the probability that the state came from x_f.
+
+    Args:
+        x_hat: endpoints of the unpatched model, shape (B, C, H, W).
+        x_f: forget pictures, same shape.
+        around: `posterior_mean` of the pictures that stay, same shape.
+    """
+    apart = x_f - around
+    r = ((x_hat - around) * apart).flatten(1).sum(dim=1) / apart.square().flatten(1).sum(dim=1).clamp_min(1e-12)
+    return r.clamp(0, 1)[:, None, None, None]
+
+
+def delta(x_hat_base: Latents, x_f: Latents, x_s: Latents, r: Tensor) -> Latents:
+    r"""The unpatched model's own endpoint with x_f exchanged for x_s: x_hat_base + r (x_s - x_f).
+
+    Where r is the share of x_f in that endpoint, this is what a model would head for that had learnt x_s in its place,
+    and all else alike: x_s itself where the base brings back x_f, and nothing new where it does not.
 
     Args:
         x_hat_base: endpoints of the unpatched model, shape (B, C, H, W).
         x_f: forget pictures, same shape.
         x_s: their surrogates, same shape.
-        m: height of the calibrated window at each row's noise level, shape (B,), in [0, 1].
+        r: share of x_f in each endpoint, shape (B, 1, 1, 1), in [0, 1].
     """
-    return x_hat_base + m[:, None, None, None] * (x_s - x_f)
-
-
-def on_the_way(a_0: Tensor, s_0: Tensor, a_t: Tensor, s_t: Tensor) -> Tensor:
-    r"""How far from x_f (0) to x_s (1) the picture has come that a sampler's state at t holds.
-
-    It began at level 0 with x_0 = a_0 x_f + s_0 eps, and every endpoint since was x_s. Then (DDIM, Euler: η = 0)
-    x_t = a_t x_s + s_t (x_0 - a_0 x_s) / s_0, which is a noised blend of the two pictures:
-
-        x_t = a_t ((1 - λ) x_f + λ x_s) + s_t eps        λ = 1 - s_t a_0 / (s_0 a_t)
-
-    From pure noise (a_0 = 0) it is x_s alone.
-
-    Args:
-        a_0: signal scale where it began, any shape.
-        s_0: noise scale there, > 0.
-        a_t: signal scale now, > 0, at a level no higher than that.
-        s_t: noise scale now.
-    """
-    return 1 - s_t * a_0 / (s_0 * a_t)
+    return x_hat_base + r * (x_s - x_f)
 
 
 def ddim(x_t: Latents, x_hat: Latents, now: tuple[Tensor, Tensor], then: tuple[Tensor, Tensor]) -> Latents:

@@ -159,7 +159,9 @@ def before(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
     drawn = 0 if recipe.retain.images else bank
     each = calibrate.GRID * calibrate.NOISES
     if recipe.train.weight == "calibrated":
-        each += len(kinds) * calibrate.GRID * 3 * calibrate.NOISES
+        levels = range(1, calibrate.GRID + 1)
+        drawings = sum(math.ceil(calibrate.STEPS * level / calibrate.GRID) for level in levels)
+        each += len(kinds) * drawings * calibrate.NOISES
     edits = (surrogate.BISECTIONS + 2) * surrogate.CANDIDATES if recipe.surrogate.kind == "sdedit" else 0
     rows = drawn * case.BANK_STEPS * _asked(denoiser) + forgets * (each + edits * surrogate.STEPS)
     return rows, drawn + bank + forgets * (each + edits)
@@ -214,7 +216,7 @@ def _kept(
     rows = forget_rows(denoiser, stand_in, windows, conditions, options.batch, generator)
     states = retain_states(denoiser, stand_in, bank, options.retain_batch, generator)
     return max(
-        kept(denoiser.model, lambda: forget_loss(denoiser, stand_in, adapter, rows, options)),
+        kept(denoiser.model, lambda: forget_loss(denoiser, bank, adapter, rows, options)),
         kept(denoiser.model, lambda: retain_loss(denoiser, adapter, *states)),
     )
 

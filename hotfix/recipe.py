@@ -109,7 +109,7 @@ class Train(_Section):
     retain_batch: Annotated[int, Field(ge=1)] = 12
     weight: WeightKind = "calibrated"
     window: tuple[Probability, Probability] = (0.25, 0.75)
-    target: Literal["hard", "delta"] = "hard"
+    target: Literal["delta", "hard"] = "delta"
     responsibility: bool = False
     augment: list[View] = []
     adjacency: Literal["auto", "views", "bank", "none"] = "auto"

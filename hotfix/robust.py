@@ -27,6 +27,8 @@ def hardest(
 
         eps <- ‖eps‖ · e / ‖e‖,  e = eps + step · sign ∂loss/∂eps
 
+    A row that the sampler goes on with keeps its noise there: no gradient is taken through its steps.
+
     Args:
         denoiser: of the model that is being trained.
         loss: the forget loss of every row.

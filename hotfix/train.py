@@ -97,7 +97,7 @@ def train(
             base = kept()
 
     def loss(rows: ForgetRows) -> PerExample:
-        return forget_loss(denoiser, case, adapter, rows, options)
+        return forget_loss(denoiser, bank, adapter, rows, options)
 
     def mean(rows: ForgetRows) -> Tensor:
         """This process's part of it."""

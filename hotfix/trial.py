@@ -104,11 +104,11 @@ def failure(
 
 
 def _rightful(case: Case, target: Target, captions: Sequence[str]) -> list[float]:
-    """How alike to x_f the pictures are that each caption has in the bank; -1 where it has none, or is empty."""
+    """How alike to x_f the pictures are that each caption has in the bank; -inf where it has none, or is empty."""
     alike: dict[str, float] = {}
     for caption, like in zip(case.retain_captions, target.similarity(case.retain).tolist(), strict=True):
-        alike[caption] = max(like, alike.get(caption, -1.0))
-    return [alike.get(caption, -1.0) if caption else -1.0 for caption in captions]
+        alike[caption] = max(like, alike.get(caption, -math.inf))
+    return [alike.get(caption, -math.inf) if caption else -math.inf for caption in captions]
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:

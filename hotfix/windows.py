@@ -21,9 +21,7 @@ def windows(denoiser: Denoiser, case: Case, options: Train) -> tuple[Window, ...
         kinds = case.forget_kinds()
         return tuple(chosen(denoiser, kinds, options.weight, options.window, one.t_lo) for one in case.targets)
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-    x_r, captions = case.others
-    rows = denoiser.embed(captions)
     return tuple(
-        calibrate(denoiser, one.x_f, x_r, conditions, rows, one.similarity, one.t_lo, options.seed)
+        calibrate(denoiser, one.x_f, conditions, one.similarity, one.null, one.t_lo, options.seed)
         for one in case.targets
     )

@@ -85,7 +85,7 @@ def test_the_checkpoint_of_another_build_is_not_used(tmp_path, monkeypatch, chan
     assert seen == [1, 2, 3, 3 if changed == "nothing" else 1]
 
 
-CHOICES = {"weight": "min-snr", "target": "delta", "responsibility": True}
+CHOICES = {"weight": "min-snr", "target": "hard", "responsibility": True}
 
 
 def test_every_choice_of_the_objective_gives_another_patch(tmp_path, family, pipe):

@@ -52,25 +52,6 @@ def test_the_surrogate_noise_is_eps_plus_the_shifted_edit():
     torch.testing.assert_close((x_t - a * x_s) / s, eps + (a / s) * (x_f - x_s))
 
 
-def test_states_on_the_way_are_those_of_the_sampler_that_heads_for_the_surrogate(family, monkeypatch):
-    denoiser, seen = Denoiser(pico.MAKE[family](), pico.CALLS[family]), []
-    x_f, x_s, eps = (torch.rand(3, 1, *denoiser.latent_shape) * 2 - 1).unbind()
-
-    def x_hat(self, x, t, rows):
-        seen.append((x, t))
-        return x_s
-
-    monkeypatch.setattr(Denoiser, "x_hat", x_hat)
-    first = torch.tensor([0.8])
-    denoiser.denoise(denoiser.noised(x_f, first, eps), 0.8, {}, steps=6)
-    ways = []
-    for x, t in seen:
-        ways.append(objective.on_the_way(*denoiser.schedule(first), *denoiser.schedule(t)).flatten())
-        torch.testing.assert_close(x, denoiser.noised(torch.lerp(x_f, x_s, ways[-1]), t, eps), rtol=1e-3, atol=1e-3)
-    assert ways == sorted(ways) and float(ways[0]) == pytest.approx(0, abs=1e-6)
-    assert float(objective.on_the_way(torch.zeros(()), torch.ones(()), *map(torch.tensor, (0.6, 0.8)))) == 1
-
-
 @pytest.mark.parametrize("family", sorted(pico.MAKE))
 def test_one_step_along_the_landing_ends_where_several_did(family):
     denoiser = Denoiser(pico.MAKE[family](), {})
@@ -88,10 +69,38 @@ def test_an_exact_model_draws_each_picture_as_often_as_the_posterior_says():
     assert objective.left_out(torch.eye(2), torch.tensor([[0.2, 1.0], [1.0, 0.3]])) == pytest.approx(0.3)
 
 
-def test_delta_is_the_surrogate_where_the_base_brings_the_target_back_and_the_base_where_the_window_is_shut():
-    x_f, x_s, base = torch.randn(3, 4, 3, 8, 8).unbind()
-    torch.testing.assert_close(objective.delta(x_f, x_f, x_s, torch.ones(4)), x_s)
-    assert torch.equal(objective.delta(base, x_f, x_s, torch.zeros(4)), base)
+def exact(x_t, x, t):
+    """The endpoint of an exact model of flow states that learnt the pictures x."""
+    return objective.posterior_mean(x_t, x, 1 - t, t)
+
+
+def test_the_share_of_the_target_in_an_exact_models_endpoint_is_its_posterior():
+    x_f, others, eps = torch.randn(1, 3, 8, 8), torch.randn(9, 3, 8, 8), torch.randn(40, 3, 8, 8)
+    t = torch.linspace(0.05, 1.0, 40)
+    x_t = (1 - t)[:, None, None, None] * x_f + t[:, None, None, None] * eps
+    found = objective.share(exact(x_t, torch.cat([x_f, others]), t), x_f.expand_as(x_t), exact(x_t, others, t))
+    posterior = objective.responsibility(x_t, x_f.expand_as(x_t), others, 1 - t, t)
+    torch.testing.assert_close(found.flatten(), posterior, rtol=1e-3, atol=1e-4)
+    assert float(posterior[0]) > 0.99 and float(posterior[-1]) < 0.2
+
+
+def test_a_share_is_all_of_the_target_and_none_of_what_is_around_it_or_beyond():
+    x_f, around = torch.randn(2, 4, 3, 8, 8).unbind()
+    assert objective.share(x_f, x_f, around).flatten() == pytest.approx(1)
+    assert not objective.share(around, x_f, around).any()
+    assert not objective.share(around - (x_f - around), x_f, around).any()
+    assert not objective.share(x_f, x_f, x_f).any()  # as well either
+
+
+def test_delta_is_the_endpoint_of_a_model_that_learnt_the_surrogate_in_the_targets_place():
+    x_f, x_s, others, eps = (torch.randn(n, 3, 8, 8) for n in (1, 1, 9, 40))
+    t = torch.linspace(0.05, 1.0, 40)
+    x_t = (1 - t)[:, None, None, None] * x_f + t[:, None, None, None] * eps
+    odds = objective.posterior(x_t, torch.cat([x_f, others]), 1 - t, t)
+    base = torch.einsum("bn,nchw->bchw", odds, torch.cat([x_f, others]))
+    in_its_place = torch.einsum("bn,nchw->bchw", odds, torch.cat([x_s, others]))
+    r = objective.share(base, x_f, exact(x_t, others, t))
+    torch.testing.assert_close(objective.delta(base, x_f, x_s, r), in_its_place, rtol=1e-3, atol=2e-3)
 
 
 def test_responsibility_is_certain_at_low_noise_and_a_fair_share_at_pure_noise():

@@ -13,7 +13,7 @@ from hotfix.building import build
 from hotfix.calibrate import chosen
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
-from hotfix.losses import ForgetRows, denoising, forget_loss, forget_rows
+from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows
 from hotfix.robust import hardest, relearned
 
 
@@ -36,13 +36,14 @@ def step(tmp_path, family, pipe):
     denoiser = Denoiser(pipe, recipe.base.call)
     case = prepare(recipe, denoiser)
     conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
+    bank = Bank.of(denoiser, case)
     window = chosen(denoiser, case.forget_kinds(), "uniform", (0.25, 0.75), case.targets[0].t_lo)
     denoiser.model.requires_grad_(False)
     with lora.attached(denoiser.model, denoiser.targets, 2, 0) as adapter:
         phi = adapter.flat()
         adapter.set_flat(phi + 0.02 * torch.randn(len(phi), generator=torch.Generator().manual_seed(1)))
         rows = forget_rows(denoiser, case, (window,), conditions, 6, torch.Generator().manual_seed(0))
-        yield Step(denoiser, adapter, rows, lambda rows: forget_loss(denoiser, case, adapter, rows, recipe.train))
+        yield Step(denoiser, adapter, rows, lambda rows: forget_loss(denoiser, bank, adapter, rows, recipe.train))
 
 
 @pytest.mark.parametrize("noises", [2, 7])
@@ -63,7 +64,7 @@ def test_a_signed_step_raises_the_loss_and_leaves_the_noise_as_long_as_it_was(st
     with torch.no_grad():
         assert step.loss(moved).mean() > step.loss(step.rows).mean()
     torch.testing.assert_close(moved.eps.flatten(1).norm(dim=1), step.rows.eps.flatten(1).norm(dim=1))
-    torch.testing.assert_close(moved.x_t, step.denoiser.noised(step.rows.x, step.rows.t, moved.eps))
+    torch.testing.assert_close(moved.x_t, step.denoiser.noised(step.rows.x, step.rows.begun, moved.eps))
 
 
 def test_off_is_off_and_draws_nothing(step):

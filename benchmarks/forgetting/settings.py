@@ -95,7 +95,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
     """Label -> changes to the recipe, one thing at a time."""
     train: dict[str, tuple[Any, ...]] = {
         "weight": ("uniform", "fixed", "soft", "min-snr", "p2"),
-        "target": ("delta",),
+        "target": ("hard",),
         "responsibility": (True,),
         "surgery": ("none", "two-sided", "per-tensor", "orthogonal"),
         "ema": (0.0,),
