@@ -27,7 +27,7 @@ def test_a_walking_row_is_where_a_sampler_comes_to_that_heads_for_the_surrogate(
     way = 1 - s_t * a_0 / (s_0 * a_t)
     there = denoiser.noised(torch.lerp(rows.x_f, rows.x_s, way), rows.t, rows.eps)
     torch.testing.assert_close(walked(denoiser, rows), there, rtol=1e-3, atol=1e-3)
-    assert way.flatten().tolist() == sorted(way.flatten().tolist()[:3]) + [pytest.approx(0, abs=1e-6)]
+    assert way.flatten().tolist() == [*sorted(way.flatten().tolist()[:3]), pytest.approx(0, abs=1e-6)]
 
 
 def test_a_row_that_does_not_walk_keeps_its_state_and_its_gradient(rows):
