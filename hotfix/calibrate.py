@@ -35,10 +35,6 @@ class Window:
     m: Mapping[str, Tensor]  # kind of caption -> (GRID,), in [0, 1]
     t_lo: float
 
-    def at(self, kind: str, t: Tensor) -> Tensor:
-        """m at noise levels (n,)."""
-        return self.m[kind][(t * GRID).ceil().long().clamp(1, GRID) - 1]
-
     def sample(self, kind: str, n: int, generator: torch.Generator) -> Tensor:
         """Noise levels (n,), drawn in proportion to m(t) + FLOOR above t_lo, spread evenly inside a grid cell."""
         weight = (self.m[kind] + FLOOR) * (self.t >= self.t_lo)
