@@ -21,7 +21,7 @@ from hotfix.shapes import Latents, PerExample
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that a sampler comes to from pure noise: noised from x_s itself
 WALKING = 0.5  # share of the others that the patched sampler goes on with before they are looked at,
-WALK = 4  # in so many steps
+WALK = 2  # in so many steps
 AS_IT_IS = 0.5  # share of the rows on the forget picture itself, where there are views of it
 LEANING = 0.3  # share of the rows that lean towards an adjacent picture, where there are some
 FARTHEST = 0.5  # longest shift, in units of ‖x_s - x_f‖: about what GUIDE allows

@@ -28,7 +28,7 @@ from hotfix.surgery import Retained, combine
 from hotfix.trial import drift, failure, held_out, smallest_strength
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
-TRIAL_EVERY = 50
+TRIAL_EVERY = 25
 PASSES = 2  # trials in a row that must pass before the loop stops
 CHECKPOINT_EVERY = 25
 
