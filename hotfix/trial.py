@@ -47,9 +47,9 @@ def failure(
     below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
     surrogate, three quarters of the way there on average. The bar is the stranger's 99th percentile less a margin, or
     where that is higher the 95th of what an exact model of the bank and the surrogates would draw from the same states:
-    from high noise a green flag may rightly become another green flag. Nor is it a failure to draw, however alike, what the
-    caption asks for or a surrogate. Where the target has views, they and the
-    picture itself are noised in turn, and each drawing is compared with the one that it came from.
+    from high noise a green flag may rightly become another green flag. Nor is it a failure to draw, however alike, what
+    the caption asks for, or a surrogate. Where the target has views, they and the picture itself are noised in turn,
+    and each drawing is compared with the one that it came from.
 
     Args:
         denoiser: with the patch that is tried.
@@ -104,7 +104,7 @@ def failure(
 
 
 def _rightful(case: Case, target: Target, captions: Sequence[str]) -> list[float]:
-    """How alike to x_f a drawing for each caption may be: as the caption's own picture in the bank, or the surrogate."""
+    """How alike to x_f a drawing for each caption may be: as its own picture in the bank, or as the surrogate."""
     instead = float(target.similarity(target.surrogates).max())
     alike: dict[str, float] = {}
     for caption, like in zip(case.retain_captions, target.similarity(case.retain).tolist(), strict=True):
