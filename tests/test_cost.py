@@ -215,14 +215,16 @@ def test_where_a_trial_begins_changes_nothing_but_what_it_costs(recipe, pipe):
     conditions = {kind: ready.embed(captions) for kind, captions in case.forget_kinds().items()}
     window = chosen(ready, conditions, "uniform", (0.25, 0.75), 0.3)
 
-    def failure(null, suspect=None):
-        return trial.failure(ready, replace(case.targets[0], null=null), case, conditions, window, 0, suspect)
+    target = replace(case.targets[0], surrogates=-case.targets[0].picture[None])  # like which the bare base draws nothing
+
+    def failure(suspect=None):
+        return trial.failure(ready, target, case, conditions, window, 0, suspect)
 
     parts = 3 * len(conditions) + ("own" in conditions)
-    found = failure(case.targets[0].null)
+    found = failure()
     assert found is not None
-    assert all(failure(case.targets[0].null, part) is not None for part in range(parts))
-    assert failure(case.targets[0].null, found) == found
+    assert all(failure(part) is not None for part in range(parts))
+    assert failure(found) == found
 
 
 def test_the_vae_is_given_few_pictures_at_once(monkeypatch):
