@@ -91,7 +91,7 @@ def failure(
         like = torch.stack([look.similarity(drawn) for look in looks])[turn, torch.arange(NOISES)]
         odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
         bar = max(-MARGIN, objective.left_out(odds, allowed))
-        if float((like - torch.maximum(usual, own + MARGIN + BLUR)).quantile(0.95)) > bar:
+        if float((like - torch.maximum(usual + bar, own + BLUR)).quantile(0.95)) > 0:
             return False
         if kind == "own" and level == 1.0:
             known = torch.cat([instead, torch.stack([look.picture for look in looks])])

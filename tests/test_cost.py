@@ -215,7 +215,9 @@ def test_where_a_trial_begins_changes_nothing_but_what_it_costs(recipe, pipe):
     conditions = {kind: ready.embed(captions) for kind, captions in case.forget_kinds().items()}
     window = chosen(ready, conditions, "uniform", (0.25, 0.75), 0.3)
 
-    target = replace(case.targets[0], surrogates=-case.targets[0].picture[None])  # like which the bare base draws nothing
+    target = replace(
+        case.targets[0], surrogates=-case.targets[0].picture[None]
+    )  # like which the bare base draws nothing
 
     def failure(suspect=None):
         return trial.failure(ready, target, case, conditions, window, 0, suspect)

@@ -214,7 +214,8 @@ def test_a_posterior_mean_is_of_the_views_own_surrogates(tmp_path, family, pipe)
 def test_a_trial_is_passed_only_if_every_view_passes(tmp_path):
     denoiser = Denoiser(pico.ddpm(), pico.CALLS["ddpm"])
     case = prepare(make_recipe(tmp_path, "ddpm", augment=["shift"]), denoiser)
-    never, always = replace(case.targets[0], null=2.0, views=()), replace(case.targets[0], null=-2.0, views=())
+    far = -case.targets[0].picture[None]  # a surrogate like which nothing is drawn
+    never, always = (replace(case.targets[0], null=null, views=(), surrogates=far) for null in (2.0, -2.0))
     window = chosen(denoiser, ["empty"], "uniform", (0.25, 0.75), 0.3)
     anything = torch.full((1, 3, pico.SIDE, pico.SIDE), 50.0)  # a stranger that nothing is near
     case = replace(case, retain=anything, x_r=anything, retain_captions=("",), twins=torch.zeros(1, dtype=torch.bool))
