@@ -176,7 +176,7 @@ def trials(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
             rows += trial.NOISES * math.ceil(trial.STEPS * level) * (_asked(denoiser) if own else 1)
             pictures += trial.NOISES
     rounds = recipe.train.steps // TRIAL_EVERY
-    times = (rounds + 1 + trial.BISECTIONS) * len(recipe.files(recipe.forget.images, "forget.images"))
+    times = (rounds + PASSES * (1 + trial.BISECTIONS)) * len(recipe.files(recipe.forget.images, "forget.images"))
     drifts = (rounds + 1) * trial.DRIFT_ROWS if recipe.train.dual_rate else 0
     return times * rows + drifts * trial.STEPS * _asked(denoiser), times * pictures + drifts
 

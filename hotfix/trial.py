@@ -26,7 +26,7 @@ MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no 
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
 DRIFT_ROWS = 16
-BISECTIONS = 4
+BISECTIONS = 3
 
 
 def failure(
