@@ -5,7 +5,8 @@
 A step is taken by the loop itself; before the next one, other ways take theirs on rows of the same shapes:
 
 pairs    forward and backward of the forget rows, then of the retain rows: plain peft, the same network and factors
-teacher  those, and the forward pass of the unpatched model on the retain rows, which distillation asks for
+teacher  those, and a forward pass of the unpatched model on each: targets and distillation ask for it
+walked   those, and the steps of the patched sampler on the forget rows that walk
 trainer  a step as diffusers' DreamBooth example takes it, on as many rows, a part of them for prior preservation:
          VAE (and for SD 1.5 the text encoder) in every step, one forward and backward pass, clipping, AdamW
 cached   the same with pictures and words encoded once
@@ -46,7 +47,7 @@ from hotfix import train as training  # noqa: E402
 from hotfix.building import build, frozen  # noqa: E402
 from hotfix.case import prepare  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
-from hotfix.losses import Bank, forget_rows, retain_states  # noqa: E402
+from hotfix.losses import Bank, forget_rows, retain_states, walked  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
 from hotfix.scoring import hardware  # noqa: E402
@@ -164,9 +165,14 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
         def teacher() -> None:
             pairs()
             with torch.no_grad(), adapter.off():
+                denoiser.predict(f.x_t, f.t, f.condition)
                 denoiser.predict(*r)
 
-        ways: Steps = {"pairs": pairs, "teacher": teacher, **others}
+        def walk() -> None:
+            teacher()
+            walked(denoiser, f)
+
+        ways: Steps = {"pairs": pairs, "teacher": teacher, "walked": walk, **others}
         started = 0.0
 
         def progress(step: int, *_: object) -> None:
