@@ -21,6 +21,7 @@ from hotfix.errors import HotfixError
 from hotfix.lora import attached
 from hotfix.pipeline import load_pipeline, weights
 from hotfix.planning import KEPT, before, kept, plan, trials
+from hotfix.train import PASSES
 from hotfix.windows import windows
 
 TINY = 1000  # bytes
@@ -101,7 +102,7 @@ def test_the_plan_counts_the_passes_of_a_trial_that_is_passed(recipe, pipe):
     ready.model.register_forward_pre_hook(lambda model, args, kwargs: counted.append(len(args[0])), with_kwargs=True)
     assert trial.failure(ready, easy, case, conditions, window, 0) is None
     once = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": 1, "dual_rate": 0.0})})
-    assert trials(once, ready, list(conditions))[0] == (1 + trial.BISECTIONS) * sum(counted)
+    assert trials(once, ready, list(conditions))[0] == PASSES * (1 + trial.BISECTIONS) * sum(counted)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_drawn(recipe, pipe, monkeypatch):
