@@ -30,7 +30,7 @@ from hotfix.trial import drift, failure, held_out, smallest_strength
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 25
-PASSES = 2  # trials in a row, each with noises of its own, that must pass before the loop stops
+PASSES = 2  # trials in a row that must pass before the loop stops; each has noises of its own
 CHECKPOINT_EVERY = 25
 
 
@@ -110,7 +110,7 @@ def train(
 
     suspects: dict[int, int] = {}  # target -> the part of a trial in which it failed last
 
-    def passes(trials: Sequence[int] = range(PASSES)) -> bool:
+    def passes(trials: Sequence[int]) -> bool:
         for trial, i in product(trials, sorted(range(len(windows)), key=lambda i: i not in suspects)):
             target, suspect = case.targets[i], suspects.get(i)
             found = failure(denoiser, target, case, conditions, windows[i], options.seed + trial, suspect)
@@ -153,7 +153,7 @@ def train(
         state["step"] = step + 1
         if state["step"] % TRIAL_EVERY == 0:
             adapter.set_flat(average)
-            state["passes"] = state["passes"] + 1 if passes([int(state["passes"])]) else 0
+            state["passes"] = state["passes"] + 1 if passes([int(state["step"]) // TRIAL_EVERY]) else 0
             goes_on = state["step"] < options.steps and state["passes"] < PASSES
             if options.dual_rate and goes_on:  # dual ascent on the constraint drift <= budget
                 over = processes.agreed(drift(kept(), base)) / drift_budget - 1
@@ -172,7 +172,9 @@ def train(
             },
         )
     adapter.set_flat(shut(average))
-    strength, passed = smallest_strength(adapter, passes, whole=state["passes"] == PASSES)
+    last = int(state["step"]) // TRIAL_EVERY
+    again = range(last + 1 - PASSES, last + 1)  # those noises that ended the loop, if any did
+    strength, passed = smallest_strength(adapter, lambda: passes(again), whole=state["passes"] == PASSES)
     steps = max(state["step"], 1)
     return Trained(
         state["step"],
