@@ -55,7 +55,7 @@ class Plan:
     free_host: int
     seconds_of_step: float  # median
     seconds_before: float  # drawing what must stay, calibrating the window, edits by the base
-    seconds_of_trials: float  # at most: a trial ends at its first failure
+    seconds_of_trials: float  # at most: a trial ends at its first failure, and draws less where the bar is far
     surrogates_timed: bool  # whether theirs are among the seconds before
 
     def facts(self) -> dict[str, Any]:
@@ -168,13 +168,14 @@ def before(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
 
 
 def trials(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
-    """All of them, if none fails before its end, with the drift that is watched between them and the bisection."""
+    """All of them, if each comes close and ends in a pass, with the drift watched between them and the bisection."""
+    noises = trial.NOISES + trial.MORE
     rows = pictures = 0
     for kind in kinds:
         own = kind == "own"
         for level in (*([1.0] if own else []), trial.HIGHEST, (trial.LOWEST + trial.HIGHEST) / 2, trial.LOWEST):
-            rows += trial.NOISES * math.ceil(trial.STEPS * level) * (_asked(denoiser) if own else 1)
-            pictures += trial.NOISES
+            rows += noises * math.ceil(trial.STEPS * level) * (_asked(denoiser) if own else 1)
+            pictures += noises
     rounds = recipe.train.steps // TRIAL_EVERY
     times = (rounds + PASSES * (1 + trial.BISECTIONS)) * len(recipe.files(recipe.forget.images, "forget.images"))
     drifts = (rounds + 1) * trial.DRIFT_ROWS if recipe.train.dual_rate else 0

@@ -5,6 +5,7 @@ And where a caption asks for the target: does its surrogate come instead?
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,11 +25,23 @@ STEPS = 8  # from pure noise; fewer from lower levels
 INSTEAD = 0.95  # of the pictures drawn for the target's caption
 LEFT = 0.25  # of the way from x_f to x_s: more, and what comes instead is a blend of both
 BLUR = 0.01  # of similarity: a surrogate as it is drawn may lie so much nearer to x_f than itself
-MARGIN = 0.02  # of similarity: so few noises know their own 95th percentile no better
+MARGIN = 0.01  # of similarity: so few noises know their own 95th percentile no better
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
 DRIFT_ROWS = 16
 BISECTIONS = 3
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is drawn and judged together: noises of one level, under one kind of caption."""
+
+    x_t: Latents  # (NOISES + MORE, C, H, W)
+    level: float
+    condition: Mapping[str, Tensor]
+    guidance: float
+    bar: Tensor  # (NOISES + MORE,): so alike to the picture that was noised may 95% of the drawings be, and no more
+    whole: bool  # from pure noise, for the target's own caption: does the surrogate come?
 
 
 def failure(
@@ -43,17 +56,16 @@ def failure(
     """The number of the part of a trial in which the target or one of its views fails; None if they pass.
 
     It ends at the first failure and begins with the suspect, so that a trial that fails where the last one did costs
-    little. Every part has its own draws: their order changes nothing else.
-
-    A dozen noises tell what is far from a bar; what comes close is drawn from four times as many.
+    little. Every part has its own draws: their order changes nothing else. A dozen of them tell what is far from the
+    bar; what comes close is drawn from four times as many.
 
     For every kind of caption and level the 95th percentile of the similarity to x_f after partial diffusion must lie
     below a bar; and, from pure noise under the target's own caption, 95% of the pictures must be nearest to a
-    surrogate, three quarters of the way there on average. The bar is the stranger's 99th percentile less a margin, or
-    where that is higher the 95th of what an exact model of the bank and the surrogates would draw from the same states:
-    from high noise a green flag may rightly become another green flag. Nor is it a failure to draw, however alike, what
-    the caption asks for, or a surrogate. Where the target has views, they and the picture itself are noised in turn,
-    and each drawing is compared with the one that it came from.
+    surrogate, three quarters of the way there on average. The bar is a margin below the stranger's 99th percentile, or
+    where that is higher below the 95th of what an exact model of the bank and the surrogates would draw from the same
+    states: from high noise a green flag may rightly become another green flag. Nor is it a failure to draw, however
+    alike, what the caption asks for, or a surrogate. Where the target has views, they and the picture itself are noised
+    in turn, and each drawing is compared with the one that it came from.
 
     Args:
         denoiser: with the patch that is tried.
@@ -64,67 +76,88 @@ def failure(
         seed: of the noise.
         suspect: the part that is tried first.
     """
-    generator = torch.Generator().manual_seed(seed + HELD_OUT)
+    parts = _parts(denoiser, target, case, conditions, window, seed)
+    order = sorted(range(len(parts)), key=lambda i: i != suspect)  # a stable sort
+    return next((i for i in order if not _passes(denoiser, target, case, parts[i])), None)
+
+
+def _looks(target: Target) -> tuple[tuple[Target, ...], Tensor]:
+    """The picture and its views, and which of them every noise is for: they take turns."""
     looks = (target, *target.views)
-    turn = torch.arange(NOISES + MORE) % len(looks)
+    return looks, torch.arange(NOISES + MORE) % len(looks)
+
+
+def _parts(
+    denoiser: Denoiser,
+    target: Target,
+    case: Case,
+    conditions: Mapping[str, Mapping[str, Tensor]],
+    window: Window,
+    seed: int,
+) -> list[_Part]:
+    """Of one trial: a part for every kind of caption and level."""
+    generator = torch.Generator().manual_seed(seed + HELD_OUT)
+    looks, turn = _looks(target)
     x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
-    surrogates = torch.cat([look.surrogates for look in looks])
     might = case.instead(target)
-    instead = torch.cat([surrogates, case.retain[might]])
     x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[might.to(case.x_r.device)]])
+    instead = torch.cat([*(look.surrogates for look in looks), case.retain[might]])
     usual = torch.tensor([look.null for look in looks])[turn]
-    allowed = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
-    rightful = {kind: _rightful(case, target, captions) for kind, captions in case.forget_kinds().items()}
+    above = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
     low = max(window.t_lo, LOWEST)
     high = max(low, HIGHEST)
-    levels = [high, (low + high) / 2, low]
     parts = []
     for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
-        for level in (*([1.0] if kind == "own" else []), *levels):
+        own = kind == "own"
+        rightful = _rightful(case, target, case.forget_kinds()[kind])
+        for level in (*([1.0] if own else []), high, (low + high) / 2, low):
             eps = torch.randn(x.shape, generator=generator).to(x.device)
             rows, pick = sample(condition, len(x), generator)
-            own = torch.tensor([rightful[kind][row] for row in pick.tolist()])
-            parts.append((kind, level, eps, rows, own))
-
-    def passes(kind: str, level: float, eps: Latents, rows: dict[str, Tensor], own: Tensor) -> bool:
-        t = torch.full((len(x),), level, device=x.device)
-        x_t = denoiser.noised(x, t, eps)
-        guidance = denoiser.guidance if kind == "own" else 1.0
-        odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
-        bar = torch.maximum(usual + max(-MARGIN, objective.left_out(odds, allowed)), own + BLUR)
-
-        def draw(some: slice) -> Pictures:
-            now = {key: value[some] for key, value in rows.items()}
-            clean = denoiser.denoise(x_t[some], level, now, steps=math.ceil(STEPS * level), guidance=guidance)
-            return denoiser.decode(clean).cpu()
-
-        def over(drawn: Pictures) -> float:
-            row = torch.arange(len(drawn))
-            like = torch.stack([look.similarity(drawn) for look in looks])[turn[row], row]
-            return float((like - bar[row]).quantile(0.95))
-
-        drawn = draw(slice(NOISES))
-        if abs(over(drawn)) < CLOSE:
-            drawn = torch.cat([drawn, draw(slice(NOISES, None))])
-        if over(drawn) > 0:
-            return False
-        if kind == "own" and level == 1.0:
-            known = torch.cat([instead, torch.stack([look.picture for look in looks])])
-            turned = float((nearest(drawn, known) < len(surrogates)).float().mean())
-            return turned >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
-        return True
-
-    order = sorted(range(len(parts)), key=lambda part: part != suspect)  # a stable sort
-    return next((part for part in order if not passes(*parts[part])), None)
+            t = torch.full((len(x),), level, device=x.device)
+            x_t = denoiser.noised(x, t, eps)
+            odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
+            bar = usual + max(0.0, objective.left_out(odds, above)) - MARGIN
+            bar = torch.maximum(bar, rightful[pick] + BLUR)
+            parts.append(_Part(x_t, level, rows, denoiser.guidance if own else 1.0, bar, own and level == 1.0))
+    return parts
 
 
-def _rightful(case: Case, target: Target, captions: Sequence[str]) -> list[float]:
+def _passes(denoiser: Denoiser, target: Target, case: Case, part: _Part) -> bool:
+    looks, turn = _looks(target)
+
+    def draw(some: slice) -> Pictures:
+        rows = {key: value[some] for key, value in part.condition.items()}
+        steps = math.ceil(STEPS * part.level)
+        clean = denoiser.denoise(part.x_t[some], part.level, rows, steps=steps, guidance=part.guidance)
+        return denoiser.decode(clean).cpu()
+
+    def over(drawn: Pictures) -> float:
+        row = torch.arange(len(drawn))
+        like = torch.stack([look.similarity(drawn) for look in looks])[turn[row], row]
+        return float((like - part.bar[row]).quantile(0.95))
+
+    drawn = draw(slice(NOISES))
+    if abs(over(drawn)) < CLOSE:
+        drawn = torch.cat([drawn, draw(slice(NOISES, None))])
+    return over(drawn) <= 0 and (not part.whole or _turned(target, case, drawn))
+
+
+def _turned(target: Target, case: Case, drawn: Pictures) -> bool:
+    """Whether it is a surrogate that comes instead, and not another picture or a blend of it and the target."""
+    looks, _ = _looks(target)
+    surrogates = torch.cat([look.surrogates for look in looks])
+    others = [case.retain[case.instead(target)], *(look.picture[None] for look in looks)]
+    share = (nearest(drawn, torch.cat([surrogates, *others])) < len(surrogates)).float().mean()
+    return float(share) >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
+
+
+def _rightful(case: Case, target: Target, captions: Sequence[str]) -> Tensor:
     """How alike to x_f a drawing for each caption may be: as its own picture in the bank, or as the surrogate."""
     instead = float(target.similarity(target.surrogates).max())
     alike: dict[str, float] = {}
     for caption, like in zip(case.retain_captions, target.similarity(case.retain).tolist(), strict=True):
         alike[caption] = max(like, alike.get(caption, -math.inf))
-    return [max(instead, alike.get(caption, instead)) if caption else instead for caption in captions]
+    return torch.tensor([max(instead, alike.get(caption, instead)) if caption else instead for caption in captions])
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
