@@ -123,6 +123,7 @@ def _parts(
 
 
 def _passes(denoiser: Denoiser, target: Target, case: Case, part: _Part) -> bool:
+    """Whether its drawings stay below their bar, and from pure noise are the surrogate."""
     looks, turn = _looks(target)
 
     def draw(some: slice) -> Pictures:
