@@ -40,8 +40,16 @@ class _Part:
     level: float
     condition: Mapping[str, Tensor]
     guidance: float
-    bar: Tensor  # (NOISES + MORE,): so alike to the picture that was noised may 95% of the drawings be, and no more
+    rightful: Tensor  # (NOISES + MORE,): so alike is what the caption asks for, or the surrogate
     whole: bool  # from pure noise, for the target's own caption: does the surrogate come?
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """What a trial knows of what must stay: asked once, because a similarity may be a network's."""
+
+    alike: Tensor  # (1 + V, R): similarity of its pictures to the target's and to its views
+    might: Tensor  # (R,) bool: what a model without the target might draw in its place
 
 
 def failure(
@@ -76,9 +84,24 @@ def failure(
         seed: of the noise.
         suspect: the part that is tried first.
     """
-    parts = _parts(denoiser, target, case, conditions, window, seed)
+    generator = torch.Generator().manual_seed(seed + HELD_OUT)
+    looks, turn = _looks(target)
+    x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
+    bank = _Bank(torch.stack([look.similarity(case.retain) for look in looks]), case.instead(target))
+    low = max(window.t_lo, LOWEST)
+    high = max(low, HIGHEST)
+    parts = []
+    for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
+        own = kind == "own"
+        rightful = _rightful(target, case.retain_captions, bank.alike[0], case.forget_kinds()[kind])
+        for level in (*([1.0] if own else []), high, (low + high) / 2, low):
+            eps = torch.randn(x.shape, generator=generator).to(x.device)
+            rows, pick = sample(condition, len(x), generator)
+            x_t = denoiser.noised(x, torch.full((len(x),), level, device=x.device), eps)
+            guidance = denoiser.guidance if own else 1.0
+            parts.append(_Part(x_t, level, rows, guidance, rightful[pick], own and level == 1.0))
     order = sorted(range(len(parts)), key=lambda i: i != suspect)  # a stable sort
-    return next((i for i in order if not _passes(denoiser, target, case, parts[i])), None)
+    return next((i for i in order if not _passes(denoiser, target, case, bank, parts[i])), None)
 
 
 def _looks(target: Target) -> tuple[tuple[Target, ...], Tensor]:
@@ -87,44 +110,25 @@ def _looks(target: Target) -> tuple[tuple[Target, ...], Tensor]:
     return looks, torch.arange(NOISES + MORE) % len(looks)
 
 
-def _parts(
-    denoiser: Denoiser,
-    target: Target,
-    case: Case,
-    conditions: Mapping[str, Mapping[str, Tensor]],
-    window: Window,
-    seed: int,
-) -> list[_Part]:
-    """Of one trial: a part for every kind of caption and level."""
-    generator = torch.Generator().manual_seed(seed + HELD_OUT)
+def _bar(denoiser: Denoiser, target: Target, case: Case, bank: _Bank, part: _Part) -> Tensor:
+    """So alike to the picture that was noised may 95% of the drawings be, and no more, (NOISES + MORE,)."""
     looks, turn = _looks(target)
-    x = torch.cat([look.x_f for look in looks])[turn.to(target.x_f.device)]
-    might = case.instead(target)
-    x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[might.to(case.x_r.device)]])
-    instead = torch.cat([*(look.surrogates for look in looks), case.retain[might]])
-    usual = torch.tensor([look.null for look in looks])[turn]
-    above = torch.stack([look.similarity(instead) - look.null for look in looks])[turn]
-    low = max(window.t_lo, LOWEST)
-    high = max(low, HIGHEST)
-    parts = []
-    for kind, condition in reversed(list(conditions.items())):  # its own last: guidance costs twice
-        own = kind == "own"
-        rightful = _rightful(case, target, case.forget_kinds()[kind])
-        for level in (*([1.0] if own else []), high, (low + high) / 2, low):
-            eps = torch.randn(x.shape, generator=generator).to(x.device)
-            rows, pick = sample(condition, len(x), generator)
-            t = torch.full((len(x),), level, device=x.device)
-            x_t = denoiser.noised(x, t, eps)
-            odds = objective.posterior(x_t, x_instead, *denoiser.schedule(t)).cpu()
-            bar = usual + max(0.0, objective.left_out(odds, above)) - MARGIN
-            bar = torch.maximum(bar, rightful[pick] + BLUR)
-            parts.append(_Part(x_t, level, rows, denoiser.guidance if own else 1.0, bar, own and level == 1.0))
-    return parts
+    surrogates = torch.cat([look.surrogates for look in looks])
+    instead = torch.cat(
+        [torch.stack([look.similarity(surrogates) for look in looks]), bank.alike[:, bank.might]], dim=1
+    )
+    x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[bank.might.to(case.x_r.device)]])
+    t = torch.full((len(part.x_t),), part.level, device=part.x_t.device)
+    odds = objective.posterior(part.x_t, x_instead, *denoiser.schedule(t)).cpu()
+    usual = torch.tensor([look.null for look in looks])
+    above = objective.left_out(odds, (instead - usual[:, None])[turn])
+    return torch.maximum(usual[turn] + max(0.0, above) - MARGIN, part.rightful + BLUR)
 
 
-def _passes(denoiser: Denoiser, target: Target, case: Case, part: _Part) -> bool:
+def _passes(denoiser: Denoiser, target: Target, case: Case, bank: _Bank, part: _Part) -> bool:
     """Whether its drawings stay below their bar, and from pure noise are the surrogate."""
     looks, turn = _looks(target)
+    bar = _bar(denoiser, target, case, bank, part)
 
     def draw(some: slice) -> Pictures:
         rows = {key: value[some] for key, value in part.condition.items()}
@@ -135,30 +139,35 @@ def _passes(denoiser: Denoiser, target: Target, case: Case, part: _Part) -> bool
     def over(drawn: Pictures) -> float:
         row = torch.arange(len(drawn))
         like = torch.stack([look.similarity(drawn) for look in looks])[turn[row], row]
-        return float((like - part.bar[row]).quantile(0.95))
+        return float((like - bar[row]).quantile(0.95))
 
     drawn = draw(slice(NOISES))
-    if abs(over(drawn)) < CLOSE:
+    excess = over(drawn)
+    if abs(excess) < CLOSE:
         drawn = torch.cat([drawn, draw(slice(NOISES, None))])
-    return over(drawn) <= 0 and (not part.whole or _turned(target, case, drawn))
+        excess = over(drawn)
+    return excess <= 0 and (not part.whole or _turned(target, case.retain[bank.might], drawn))
 
 
-def _turned(target: Target, case: Case, drawn: Pictures) -> bool:
-    """Whether it is a surrogate that comes instead, and not another picture or a blend of it and the target."""
+def _turned(target: Target, instead: Pictures, drawn: Pictures) -> bool:
+    """Whether a surrogate comes, and not another picture that might come instead, or a blend of it and the target."""
     looks, _ = _looks(target)
     surrogates = torch.cat([look.surrogates for look in looks])
-    others = [case.retain[case.instead(target)], *(look.picture[None] for look in looks)]
+    others = [instead, *(look.picture[None] for look in looks)]
     share = (nearest(drawn, torch.cat([surrogates, *others])) < len(surrogates)).float().mean()
     return float(share) >= INSTEAD and _left(drawn, surrogates, target.picture) <= LEFT
 
 
-def _rightful(case: Case, target: Target, captions: Sequence[str]) -> Tensor:
-    """How alike to x_f a drawing for each caption may be: as its own picture in the bank, or as the surrogate."""
+def _rightful(target: Target, known: Sequence[str], like: Tensor, captions: Sequence[str]) -> Tensor:
+    """How alike to x_f a drawing for each caption may be: as its own picture in the bank, or as the surrogate.
+
+    The bank is given by its captions and the similarity of its pictures.
+    """
     instead = float(target.similarity(target.surrogates).max())
     alike: dict[str, float] = {}
-    for caption, like in zip(case.retain_captions, target.similarity(case.retain).tolist(), strict=True):
-        alike[caption] = max(like, alike.get(caption, -math.inf))
-    return torch.tensor([max(instead, alike.get(caption, instead)) if caption else instead for caption in captions])
+    for caption, one in zip(known, like.tolist(), strict=True):
+        alike[caption] = max(one, alike.get(caption, instead))
+    return torch.tensor([alike.get(caption, instead) if caption else instead for caption in captions])
 
 
 def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:

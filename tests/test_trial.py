@@ -57,8 +57,10 @@ def counting(denoiser, costs):
         costs[-1] += len(args[0])
 
     hook = denoiser.model.register_forward_pre_hook(count, with_kwargs=True)
-    yield
-    hook.remove()
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def test_a_base_that_draws_the_target_fails(knows, conditions):
@@ -83,7 +85,8 @@ def test_drawings_may_be_as_alike_as_a_surrogate_or_as_the_picture_of_their_capt
     named = next(caption for caption in case.retain_captions if caption)
     alike = float(target.similarity(case.retain[[c == named for c in case.retain_captions]]).max())
     surrogate = float(target.similarity(target.surrogates).max())
-    may = trial._rightful(case, target, ["", "never drawn", named]).tolist()
+    like = target.similarity(case.retain)
+    may = trial._rightful(target, case.retain_captions, like, ["", "never drawn", named]).tolist()
     assert may == pytest.approx([surrogate, surrogate, max(surrogate, alike)])
 
 
