@@ -151,8 +151,7 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
     with frozen(denoiser), lora.attached(denoiser.model, targets, options.rank, options.seed) as adapter:
         open_windows = windows(denoiser, case, options)
         bank, generator = Bank.of(denoiser, case), torch.Generator().manual_seed(0)
-        conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-        f = forget_rows(denoiser, case, open_windows, conditions, options.batch, generator)
+        f = forget_rows(denoiser, case, open_windows, bank.forget, options.batch, generator)
         r = retain_states(denoiser, case, bank, options.retain_batch, generator)
 
         def pair(x_t: Tensor, t: Tensor, rows: Mapping[str, Tensor]) -> None:

@@ -48,7 +48,7 @@ def adapter_on_top(denoiser: Denoiser, case: Case, target: Target, n: int, seed:
 def distilled(denoiser: Denoiser, case: Case, seed: int) -> Factors:
     """One step for three of the base's own, guidance and all, on pictures that have nothing to do with the target."""
     x, captions = case.others
-    rows, null, generator = denoiser.embed(captions), denoiser.unguided(), torch.Generator().manual_seed(seed)
+    rows, null, generator = denoiser.embed(captions), denoiser.unguided, torch.Generator().manual_seed(seed)
     with lora.attached(denoiser.model, denoiser.targets, RANK, seed) as adapter:
         trained(adapter, lambda: distillation_loss(denoiser, adapter, x, rows, null, generator), DISTILLING)
         return adapter.tensors()

@@ -5,24 +5,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hotfix import beside, cost, describe, lora, need, pictures, processes
 from hotfix import checkpoint as unfinished
+from hotfix.aside import aside
 from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, StackError
-from hotfix.fold import delta, survival
+from hotfix.fold import survivals
+from hotfix.losses import Bank
 from hotfix.manifest import BaseIdentity, Manifest, Scope, now
-from hotfix.patch import A, B, Patch, digest, from_torch
+from hotfix.patch import A, Patch, digest, from_torch
 from hotfix.recipe import Recipe
 from hotfix.report import Build
-from hotfix.sketch import sketch
 from hotfix.stack import Stack, applied
 from hotfix.subspace import Directions, read_by, seed_above
 from hotfix.train import Trained, train
+from hotfix.weights import sketched
 from hotfix.windows import windows
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -76,6 +77,7 @@ def build(
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
         found = windows(denoiser, case, recipe.train)
+        bank = Bank.of(denoiser, case)
         stage("training")
         state = None
         if checkpoint is not None:
@@ -84,11 +86,12 @@ def build(
         seed = recipe.train.seed
         if recipe.train.orthogonal_to_stack:
             below, seed = read_by(stack, denoiser.component), seed_above(stack, seed)
-        with lora.attached(denoiser.model, targets, recipe.train.rank, seed) as adapter:
+        with lora.attached(denoiser.model, targets, recipe.train.rank, seed) as adapter, aside(denoiser):
             trained = train(
                 denoiser,
                 case,
                 found,
+                bank,
                 adapter,
                 recipe.train,
                 drift_budget=recipe.budget.drift,
@@ -96,11 +99,11 @@ def build(
                 checkpoint=state,
                 progress=progress,
             )
-            tensors = {f"{denoiser.component}.{name}": tensor for name, tensor in adapter.tensors().items()}
+            factors = adapter.tensors()
         stage(_summary(trained))
         if not trained.passed:
             stage("the held-out trial was not passed: measure before you ship")
-        patch = _patch(recipe, denoiser, case, found, trained, tensors, stack)
+        patch = _patch(recipe, denoiser, case, found, trained, factors, stack)
     if state is not None and processes.first():
         state.unlink(missing_ok=True)
     facts = Build(steps=trained.steps, processes=processes.count(), **measured())
@@ -130,14 +133,12 @@ def _patch(
     case: Case,
     windows: tuple[Window, ...],
     trained: Trained,
-    tensors: dict[str, Tensor],
+    factors: dict[str, Tensor],
     stack: Stack,
 ) -> Patch:
-    entries = from_torch(tensors)
-    names = sorted(name.removesuffix(A).removeprefix(f"{denoiser.component}.") for name in entries if name.endswith(A))
-    weights = {name: beside.innermost(denoiser.model, name).weight for name in names}
-    prefix = f"{denoiser.component}."
-    changes = [(weights[name], delta(tensors[prefix + name + A], tensors[prefix + name + B])) for name in names]
+    entries = from_torch({f"{denoiser.component}.{name}": tensor for name, tensor in factors.items()})
+    names = sorted(name.removesuffix(A) for name in factors if name.endswith(A))
+    layers = {name: beside.innermost(denoiser.model, name) for name in names}
     public = recipe.public()
     manifest = Manifest(
         name=recipe.name,
@@ -149,7 +150,7 @@ def _patch(
             pipeline_class=denoiser.family,
             component=denoiser.component,
             component_class=type(denoiser.model).__name__,
-            sketch=sketch(weights),
+            sketch=sketched(layers),
         ),
         recipe=public,
         requires=requires(recipe, stack),
@@ -164,10 +165,7 @@ def _patch(
         ),
         targets=[pictures.commitment(target.picture, recipe.name, recipe.version) for target in case.targets],
         strength=trained.strength,
-        merge_survival={
-            str(dtype).removeprefix("torch."): round(survival(changes, dtype), 4)
-            for dtype in (torch.bfloat16, torch.float16)
-        },
+        merge_survival=survivals(layers, factors),
         request=recipe.request,
         created=now(),
         tool=f"hotfix {version('diffusion-hotfix')}",

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from hotfix import container
 from hotfix.patch import from_torch, to_torch
 from hotfix.recipe import Recipe
-from hotfix.sketch import sketch
 from hotfix.stack import Stack
 from hotfix.surgery import Retained
+from hotfix.weights import sketched
 
 
 def path(folder: Path, recipe: Recipe, model: nn.Module, stack: Stack) -> Path:
     """Where the state of this recipe, with these pictures, on these weights and patches is kept, for no other build."""
-    numbers = sketch({name: p for name, p in model.named_parameters() if p.dim() > 1})
-    weights = {name: round(number, 3) for name, number in numbers.items()}  # the last digits vary with the threads
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    weights = {name: round(number, 3) for name, number in sketched(layers).items()}  # last digits vary with the threads
     wanted = recipe.model_dump(mode="json", exclude={"forget": {"held_out"}})  # those are never trained on
     facts = [wanted, weights, [patch.id for patch in stack.patches]]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

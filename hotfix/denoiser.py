@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from hotfix import latents, processes
-from hotfix.families import FAMILIES, FLOW, known
+from hotfix.families import FAMILIES, FLOW, Rows, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
 
 BATCH = 64  # rows per forward pass when nothing is learned
 USUAL = 1024  # pixels to a side, where neither network nor pipeline says
 PIXELS = 2**21  # that the VAE is given at once: of 8 pictures of 512 x 512 one layer alone makes 1 GiB in float32
+
+Keep = tuple[Latents, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ class Denoiser:
         a, s = self.schedule(t)
         return a * x + s * eps
 
-    def predict(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
+    def predict(self, x_t: Latents, t: Tensor, condition: Rows) -> Latents:
         """What the network itself puts out (ε, v, a velocity or a sample), in float32; no guidance."""
         steps = self.pipe.scheduler.config.num_train_timesteps
         timestep = t * steps if self.flow else self._index(t)
         out = FAMILIES[self.family].put_out(self.pipe, self.model, x_t.to(self.dtype), timestep, condition)
         return out[:, : x_t.shape[1]].float()  # some predict a variance too
 
-    def x_hat(self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor]) -> Latents:
+    def x_hat(self, x_t: Latents, t: Tensor, condition: Rows) -> Latents:
         """The endpoint that the network's prediction implies, in float32; no guidance."""
         a, s = self.schedule(t)
         out = self.predict(x_t, t, condition)
@@ -160,9 +162,7 @@ class Denoiser:
             case _:
                 return out
 
-    def guided(
-        self, x_t: Latents, t: Tensor, condition: Mapping[str, Tensor], null: Mapping[str, Tensor], guidance: float
-    ) -> Latents:
+    def guided(self, x_t: Latents, t: Tensor, condition: Rows, null: Rows, guidance: float) -> Latents:
         """The endpoint that a sampler heads for: away from the row `null`, if guidance is not 1."""
         x0 = self.x_hat(x_t, t, condition)
         if guidance != 1.0:
@@ -172,8 +172,8 @@ class Denoiser:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the network computes in."""
-        return next(self.model.parameters()).dtype
+        """The dtype that the network computes in; quantised weights are kept in others."""
+        return self.model.dtype
 
     @property
     def device(self) -> torch.device:
@@ -185,6 +185,7 @@ class Denoiser:
         """Conditions for the network, one row for every caption, through the pipeline's own encoders."""
         return FAMILIES[self.family].rows(self.pipe, captions, self.size, self.call)
 
+    @cached_property
     def unguided(self) -> dict[str, Tensor]:
         """The row that guidance leads away from: the negative prompt, the empty one, or zeros (SDXL)."""
         rows = self.embed([self.call.get("negative_prompt", "")])
@@ -216,11 +217,11 @@ class Denoiser:
         self,
         x_t: Latents,
         t: float,
-        condition: Mapping[str, Tensor],
+        condition: Rows,
         *,
         steps: int,
         guidance: float = 1.0,
-        keep: tuple[Latents, Tensor] | None = None,
+        keep: Keep = None,
     ) -> Latents:
         """From noise level t to a clean latent in `steps` deterministic steps (DDIM; for a flow that is Euler).
 
@@ -228,33 +229,32 @@ class Denoiser:
         a known latent (1, C, H, W) and a mask (1, 1, H, W), 1 where the base may draw: elsewhere every state on the way
         is the known latent at that noise level (after RePaint, Lugmayr et al. 2022, arXiv:2201.09865).
         """
-        if self.shared:
-            alone, options = replace(self, shared=False), {"steps": steps, "guidance": guidance, "keep": keep}
+        null = self.unguided if guidance != 1.0 else {}
 
-            def some(rows: Sequence[int]) -> Latents:
-                return alone.denoise(x_t[rows], t, {k: v[rows] for k, v in condition.items()}, **options)
+        def some(rows: Sequence[int]) -> Latents:
+            clean = []
+            for first in range(0, len(rows), BATCH):
+                part = list(rows[first : first + BATCH])
+                said = {key: value[part] for key, value in condition.items()}
+                clean.append(self._clean(x_t[part], t, said, null, steps, guidance, keep))
+            return torch.cat(clean)
 
-            return processes.spread(len(x_t), some)
+        return processes.spread(len(x_t), some) if self.shared else some(range(len(x_t)))
+
+    def _clean(self, x: Latents, t: float, rows: Rows, null: Rows, steps: int, guidance: float, keep: Keep) -> Latents:
         times = torch.linspace(t, 0.0, steps + 1)
-        empty = self.unguided() if guidance != 1.0 else {}
-        clean = []
-        for first in range(0, len(x_t), BATCH):
-            x = x_t[first : first + BATCH]
-            rows = {k: v[first : first + BATCH] for k, v in condition.items()}
-            null = {k: v.expand(len(x), *v.shape[1:]) for k, v in empty.items()}
+        null = {key: value.expand(len(x), *value.shape[1:]) for key, value in null.items()}
+        if keep is not None:
+            known, mask = keep
+            a_t, s_t = self.schedule(times[:1].expand(len(x)).to(x.device))
+            eps = (x - a_t * known) / s_t
+        for now, then in pairwise(times):
+            at, to = (level.expand(len(x)).to(x.device) for level in (now, then))
+            x0 = self.guided(x, at, rows, null, guidance)
+            x = ddim(x, x0, self.schedule(at), self.schedule(to)) if then > 0 else x0
             if keep is not None:
-                known, mask = keep
-                a_t, s_t = self.schedule(times[:1].expand(len(x)).to(x.device))
-                eps = (x - a_t * known) / s_t
-            for now, then in pairwise(times):
-                at = now.expand(len(x)).to(x.device)
-                x0 = self.guided(x, at, rows, null, guidance)
-                to = then.expand(len(x)).to(x.device)
-                x = ddim(x, x0, self.schedule(at), self.schedule(to)) if then > 0 else x0
-                if keep is not None:
-                    x = mask * x + (1 - mask) * (self.noised(known, to, eps) if then > 0 else known)
-            clean.append(x)
-        return torch.cat(clean)
+                x = mask * x + (1 - mask) * (self.noised(known, to, eps) if then > 0 else known)
+        return x
 
     @torch.no_grad()
     def draw(self, captions: Sequence[str], seeds: Sequence[int]) -> Pictures:

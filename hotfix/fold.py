@@ -8,7 +8,7 @@ nothing is ever subtracted. A folded model cannot be under two stacks at once: a
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from hotfix.errors import StackError
+from hotfix.patch import A, B
 from hotfix.snapshot import Product, Snapshot
-from hotfix.weights import quantised
+from hotfix.weights import dense, refuse_quantised
 
 LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the weights
 SAMPLE = 256  # numbers of each weight that are compared to see that nobody else wrote to it
@@ -53,6 +54,24 @@ def survival(changes: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> fl
     return _share(rounded(weight, change, dtype)[1:] for weight, change in changes)
 
 
+def survivals(layers: Mapping[str, nn.Linear | nn.Conv2d], factors: Mapping[str, Tensor]) -> dict[str, float]:
+    """`survival` in both half precisions, for a manifest. The change of one layer is in memory at a time.
+
+    Args:
+        layers: what the factors act on, by name.
+        factors: `NAME.lora_A.weight` and `NAME.lora_B.weight` for every one of them.
+    """
+
+    def changes() -> Iterator[tuple[Tensor, Tensor]]:
+        for name, layer in layers.items():
+            yield dense(layer), delta(factors[name + A], factors[name + B])
+
+    return {
+        str(dtype).removeprefix("torch."): round(survival(changes(), dtype), 4)
+        for dtype in (torch.bfloat16, torch.float16)
+    }
+
+
 def _share(parts: Iterable[tuple[float, float]]) -> float:
     """What is left, from the squared norms of what was lost and of the whole."""
     lost, whole = 0.0, 0.0
@@ -85,8 +104,7 @@ class Kept:
         Raises:
             StackError: too little of the change would survive, or the weights are quantised. Nothing was written.
         """
-        if any(map(quantised, snapshot.layers)):
-            raise StackError("the weights are quantised", hint="put the stack on beside them instead")
+        refuse_quantised(snapshot.layers)
         folded: dict[nn.Module, Tensor] = {}
         norms: dict[torch.dtype, list[tuple[float, float]]] = {}
         for layer, product in snapshot.layers.items():  # one pass: nothing is written before all is known to survive

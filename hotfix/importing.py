@@ -19,16 +19,16 @@ from hotfix import beside, lora, patch
 from hotfix.container import MAX_FILE, MAX_HEADER
 from hotfix.errors import BaseMismatch, HotfixError, PatchFormatError, StackError
 from hotfix.export import PEFT_CONFIG, PEFT_PREFIX, peft_config
-from hotfix.fold import delta, survival
+from hotfix.fewer_bits import DENOISERS
+from hotfix.fold import survivals
 from hotfix.manifest import BaseIdentity, Manifest, now
-from hotfix.patch import A, B, Patch
+from hotfix.patch import A, Patch
 from hotfix.ranks import even
 from hotfix.reach import models
 from hotfix.recipe import PatchName, PatchVersion, without_path
-from hotfix.sketch import sketch
 from hotfix.stack import applied
+from hotfix.weights import sketched
 
-DENOISERS = ("unet", "transformer")
 FIRST, SECOND = re.compile(r"[._]lora[._](A|down)\.weight$"), re.compile(r"[._]lora[._](B|up)\.weight$")
 ALPHA = ".alpha"
 SMALLER = "save the LoRA in half precision, or with a lower rank"
@@ -111,9 +111,8 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
     patch.check_finite(entries, file.name)
     if (size := sum(entry.data.nbytes for entry in entries.values())) > MAX_FILE - MAX_HEADER:
         raise PatchFormatError(f"{file.name} would be a patch of {size} bytes", wanted="at most 1 GiB", hint=SMALLER)
-    layers = sorted(key.removesuffix(A) for key in factors if key.endswith(A))
-    weights = {layer: beside.innermost(model, layer).weight for layer in layers}
-    changes = [(weights[layer], delta(factors[layer + A], factors[layer + B])) for layer in layers]
+    names = sorted(key.removesuffix(A) for key in factors if key.endswith(A))
+    layers = {name: beside.innermost(model, name) for name in names}
     manifest = Manifest(
         name=name,
         version=version,
@@ -124,16 +123,13 @@ def wrap(file: Path, pipe: Any, name: str, version: str, *, repo: str, commit: s
             pipeline_class=type(pipe).__name__,
             component=component,
             component_class=type(model).__name__,
-            sketch=sketch(weights),
+            sketch=sketched(layers),
         ),
         recipe={"imported": {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}},
         scope=None,
         targets=[],
         strength=1.0,
-        merge_survival={
-            str(dtype).removeprefix("torch."): round(survival(changes, dtype), 4)
-            for dtype in (torch.bfloat16, torch.float16)
-        },
+        merge_survival=survivals(layers, factors),
         request=request,
         created=now(),
         tool=f"hotfix {installed('diffusion-hotfix')}",

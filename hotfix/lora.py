@@ -24,7 +24,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from hotfix.errors import RecipeError
+from hotfix.errors import HotfixError, RecipeError
 from hotfix.shapes import Flat
 
 ADAPTER = "hotfix_training"
@@ -91,7 +91,10 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
 
     Raises:
         RecipeError: the pattern matches nothing that can be adapted.
+        HotfixError: its four-bit layers are on a CPU, where a gradient would end at them without a word.
     """
+    if any(type(p).__name__ == "Params4bit" and p.device.type == "cpu" for p in model.parameters()):
+        raise HotfixError("nothing can be learnt through four-bit weights on a CPU", hint="eight bits, or a GPU")
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
     with restored(model):
         with torch.random.fork_rng(devices=[]):

@@ -39,17 +39,20 @@ def neighbours(case: Case) -> Tensor:
 
 @dataclass(frozen=True)
 class Bank:
-    """What must stay, as every step draws from it: the text encoders are asked once for a whole build."""
+    """What every step draws from, encoded: the text encoders are asked once for a whole build."""
 
-    others: Latents  # its pictures, without those that draw a target
+    others: Latents  # what must stay, without what draws a target
     near: Tensor  # rows nearest to any target
     rows: Mapping[str, Tensor]  # the condition of every picture
     empty: Mapping[str, Tensor]  # of no caption
+    forget: Conditions  # kind of caption -> conditions under which the target is forgotten
 
     @classmethod
     def of(cls, denoiser: Denoiser, case: Case) -> Self:
         """Of a case, with the pipeline's own encoders."""
-        return cls(case.others[0], neighbours(case), denoiser.embed(case.retain_captions), denoiser.embed([""]))
+        rows, empty = denoiser.embed(case.retain_captions), denoiser.embed([""])
+        forget = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
+        return cls(case.others[0], neighbours(case), rows, empty, forget)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hotfix.case import VIEWS, bank_captions
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.recipe import Recipe
+from hotfix.weights import stored
 
 FLOAT = 4  # bytes
 COMPARED = 3  # times the pictures of the bank: they, their difference from one, and its square
@@ -70,4 +71,4 @@ def weights(pipe: Any) -> int:
     """Bytes of all networks of a pipeline, buffers included, on whatever device they are."""
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    return sum({tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in tensors}.values())
+    return sum({place: size for tensor in tensors for place, size in stored(tensor).items()}.values())

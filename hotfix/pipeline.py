@@ -2,9 +2,9 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from hotfix import cost, hub
+from hotfix import cost, fewer_bits, hub
 from hotfix.errors import HotfixError
 from hotfix.recipe import Base, Recipe
 
@@ -55,7 +55,12 @@ def locate(source: str, revision: str = "") -> Path | None:
 
 
 def load_pipeline(
-    source: "str | Recipe | Base", *, revision: str = "", dtype: Any = None, device: Any = "cpu"
+    source: "str | Recipe | Base",
+    *,
+    revision: str = "",
+    dtype: Any = None,
+    bits: Literal[4, 8] | None = None,
+    device: Any = "cpu",
 ) -> "DiffusionPipeline":
     """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
 
@@ -63,25 +68,29 @@ def load_pipeline(
         source: `hotfix:NAME`, a folder, a Hub id, a recipe or its `base`.
         revision: for a Hub id, the 40 hex digits of a commit.
         dtype: a torch dtype; without one, the recipe's, or float32.
+        bits: of the weights of the denoiser, if fewer (`hotfix.fewer_bits`); without any, the recipe's.
         device: where to put it. The command line takes the accelerator of its process, if there is one.
 
     Raises:
-        HotfixError: nothing there, a Hub id without a commit, or more weights than memory is free.
+        HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits need
+            is missing.
     """
     if isinstance(source, Recipe):
         source = source.base
     name = "float32"
     if isinstance(source, Base):
-        source, revision, name = source.pipeline, source.revision, source.dtype
+        source, revision, name, bits = source.pipeline, source.revision, source.dtype, bits or source.bits
     local = locate(source, revision)
     import torch
     from diffusers import DiffusionPipeline
 
     dtype = dtype or getattr(torch, name)
+    options = {"dtype": dtype, "use_safetensors": True}
+    if bits:
+        options["quantization_config"] = fewer_bits.config(bits, dtype, torch.device(device))
     if local is not None:
         smaller = "load it in a smaller type, hotfix.load_pipeline(…, dtype=torch.bfloat16), or on another machine"
-        cost.room(f"{source} in {dtype}", weights(local) * dtype.itemsize, cost.free(), "host", smaller)
-    options = {"dtype": dtype, "use_safetensors": True}
+        cost.room(f"{source} in {dtype}", size(local, dtype.itemsize, bits), cost.free(), "host", smaller)
     try:
         if local is not None:
             pipe = DiffusionPipeline.from_pretrained(local, local_files_only=True, **options)
@@ -97,9 +106,14 @@ def load_pipeline(
         raise HotfixError(f"{source} in {dtype} does not fit on {device}", hint=hint) from error
 
 
-def weights(folder: Path) -> int:
-    """How many numbers the networks of a saved pipeline hold, from the headers of its files; variants do not count."""
-    return sum(hub.numbers(path) for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1)
+def size(folder: Path, itemsize: int, bits: int | None = None) -> int:
+    """Bytes that a saved pipeline takes in memory, from the headers of its files; variants do not count.
+
+    Of a denoiser in fewer bits it is the least that it can take: what is not a Linear stays as it is.
+    """
+    files = [path for path in folder.glob("*/*.safetensors") if path.name.count(".") == 1]
+    few = {path: bits / 8 for path in files if bits and path.parent.name in fewer_bits.DENOISERS}
+    return sum(int(hub.numbers(path) * few.get(path, itemsize)) for path in files)
 
 
 def prompts(source: str) -> list[str]:

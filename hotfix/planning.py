@@ -29,12 +29,13 @@ from hotfix.recipe import Recipe
 from hotfix.similarity import pixel, stranger
 from hotfix.stack import Stack
 from hotfix.train import PASSES, TRIAL_EVERY, train
+from hotfix.weights import stored
 
 STEPS = 3  # that are timed, after one that is not
 KEPT = "kept for the backward pass"
 FEWER = (
     "train.gradient_checkpointing, a smaller train.batch and train.retain_batch, a smaller train.rank, "
-    'or base.dtype = "bfloat16"'
+    'base.dtype = "bfloat16", or base.bits = 8'
 )
 UNTIMED = ("inpaint", "latent", "editor")  # surrogates that take as long as they take
 
@@ -123,7 +124,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
             stand_in, windows = _stand_in(recipe, denoiser)
             bank = Bank.of(denoiser, stand_in)
             kept = _kept(recipe, denoiser, stand_in, windows, bank, adapter)
-            step = _step(recipe, denoiser, stand_in, windows, adapter)
+            step = _step(recipe, denoiser, stand_in, windows, bank, adapter)
             row, picture = _row(recipe, denoiser, stand_in, bank, adapter)
         except torch.OutOfMemoryError as error:
             raise HotfixError("one step does not fit in the GPU memory that is free", hint=FEWER) from error
@@ -213,8 +214,7 @@ def _kept(
 ) -> int:
     """Bytes that the larger of the two losses keeps; temporary results of a pass come on top."""
     options, generator = recipe.train, torch.Generator().manual_seed(0)
-    conditions = {kind: denoiser.embed(captions) for kind, captions in stand_in.forget_kinds().items()}
-    rows = forget_rows(denoiser, stand_in, windows, conditions, options.batch, generator)
+    rows = forget_rows(denoiser, stand_in, windows, bank.forget, options.batch, generator)
     states = retain_states(denoiser, stand_in, bank, options.retain_batch, generator)
     return max(
         kept(denoiser.model, lambda: forget_loss(denoiser, bank, adapter, rows, options)),
@@ -224,13 +224,11 @@ def _kept(
 
 def kept(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass of a loss, the weights of the model not among them."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = {place for p in model.parameters() for place in stored(p)}
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
+        seen.update((place, size) for place, size in stored(tensor).items() if place not in own)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -239,7 +237,9 @@ def kept(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(seen.values())
 
 
-def _step(recipe: Recipe, denoiser: Denoiser, stand_in: Case, windows: tuple[Window, ...], adapter: Adapter) -> float:
+def _step(
+    recipe: Recipe, denoiser: Denoiser, stand_in: Case, windows: tuple[Window, ...], bank: Bank, adapter: Adapter
+) -> float:
     """Seconds of a step of the loop itself, median."""
     clock: list[float] = []
 
@@ -250,7 +250,7 @@ def _step(recipe: Recipe, denoiser: Denoiser, stand_in: Case, windows: tuple[Win
 
     options = recipe.train.model_copy(update={"steps": STEPS + 2, "dual_rate": 0.0})
     with suppress(_Enough):
-        train(denoiser, stand_in, windows, adapter, options, drift_budget=1.0, below={}, progress=progress)
+        train(denoiser, stand_in, windows, bank, adapter, options, drift_budget=1.0, below={}, progress=progress)
     return statistics.median(then - now for now, then in pairwise(clock))
 
 

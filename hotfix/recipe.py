@@ -45,6 +45,7 @@ class Base(_Section):
     pipeline: str
     revision: Revision = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    bits: Literal[4, 8] | None = None  # of the denoiser's weights, if fewer
     call: dict[str, int | float | str] = {}
 
 

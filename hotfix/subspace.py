@@ -7,6 +7,7 @@ finished patch if it holds for the first A and for every step.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from hotfix.patch import A
 from hotfix.project import leading, without
 from hotfix.shapes import Flat
 from hotfix.stack import Stack
+from hotfix.weights import shape
 
 PASSES, STATES = 8, 8  # forward passes over retained states, and states in each
 INPUTS = 1024  # input vectors kept of every layer, drawn evenly from the passes
@@ -51,12 +53,12 @@ def closed(adapter: Adapter, *kinds: Directions) -> Shut:
     """Shut the span of all these directions in the factors of an adapter, layer by layer."""
     parts, left, whole = [], 0, 0
     for name, place in adapter.places().items():
-        weight = beside.innermost(adapter.model, name).weight
-        wide = weight[0].numel()
+        layer = beside.innermost(adapter.model, name)
+        wide = math.prod(shape(layer)[1:])
         rows = [kind[name].cpu() for kind in kinds if name in kind]
         spanned = leading(torch.cat(rows), 1.0) if rows else torch.empty(0, wide)
         if len(spanned):
-            parts.append((place, spanned.to(weight.device, torch.float32)))
+            parts.append((place, spanned.to(layer.weight.device, torch.float32)))
         left, whole = left + wide - len(spanned), whole + wide
     return Shut(tuple(parts), left / whole)
 

@@ -51,6 +51,7 @@ def train(
     denoiser: Denoiser,
     case: Case,
     windows: tuple[Window, ...],
+    bank: Bank,
     adapter: Adapter,
     options: Train,
     *,
@@ -65,6 +66,7 @@ def train(
         denoiser: of the pipeline whose denoiser carries `adapter`.
         case: targets, surrogates and what must stay.
         windows: the calibrated window of every target.
+        bank: what a step draws from; no text encoder is asked any more.
         adapter: freshly attached factors.
         options: the recipe's [train] section.
         drift_budget: same-seed RMSE of other pictures, in [0, 1]; the retain weight follows it if `dual_rate` says so.
@@ -74,8 +76,6 @@ def train(
     """
     forgets = processes.share(options.batch, "train.batch")
     retains = processes.share(options.retain_batch, "train.retain_batch")
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
-    bank = Bank.of(denoiser, case)
     inputs: Directions = {}
     if options.surgery == "subspace":
         inputs = retained(denoiser, case, adapter, bank, options.variance, options.seed)
@@ -113,7 +113,7 @@ def train(
     def passes(trials: Sequence[int]) -> bool:
         for trial, i in product(trials, sorted(range(len(windows)), key=lambda i: i not in suspects)):
             target, suspect = case.targets[i], suspects.get(i)
-            found = failure(denoiser, target, case, conditions, windows[i], options.seed + trial, suspect)
+            found = failure(denoiser, target, case, bank.forget, windows[i], options.seed + trial, suspect)
             if (found := processes.agreed(found)) is not None:
                 suspects[i] = found
                 return False
@@ -122,7 +122,7 @@ def train(
     while state["step"] < options.steps and state["passes"] < PASSES:
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
-        rows = forget_rows(denoiser, case, windows, conditions, options.batch, generator)
+        rows = forget_rows(denoiser, case, windows, bank.forget, options.batch, generator)
         rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
         forget = mean(rows)
         g_f = adapter.gradient(forget)

@@ -1,8 +1,12 @@
 """What a layer multiplies with, however its weight is kept: cast, or quantised by bitsandbytes or torchao."""
 
-from torch import Tensor, nn
+from collections.abc import Iterable, Mapping
 
-from hotfix.errors import BaseMismatch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from hotfix.errors import BaseMismatch, StackError
+from hotfix.sketch import sketch, spread
 
 
 def shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
@@ -17,6 +21,12 @@ def quantised(layer: nn.Linear | nn.Conv2d) -> bool:
     weight: Tensor = layer.weight
     few = not weight.dtype.is_floating_point or weight.dtype.itemsize < 2
     return few or type(weight.data).__module__.startswith("torchao.")
+
+
+def refuse_quantised(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
+    """Raise StackError where a change would have to be written into quantised weights."""
+    if any(map(quantised, layers)):
+        raise StackError("the weights are quantised", hint="put the stack on beside them instead")
 
 
 def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
@@ -35,3 +45,17 @@ def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
     elif type(weight.data).__module__.startswith("torchao."):
         weight = weight.dequantize()
     return weight.detach()
+
+
+def sketched(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> dict[str, float]:
+    """`hotfix.sketch.sketch` of layers by name; of quantised ones by the values that they stand for."""
+    return sketch({name: dense(layers[name]) for name in spread(layers)})
+
+
+def stored(tensor: Tensor) -> dict[int, int]:
+    """Where a tensor lies in memory, and bytes there; torchao keeps a quantised one as several."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return {place: size for name in names for place, size in stored(getattr(tensor, name)).items()}
+    storage = tensor.untyped_storage()
+    return {storage.data_ptr(): storage.nbytes()}

@@ -6,6 +6,7 @@ from torch import nn
 from hotfix.beside import innermost
 from hotfix.manifest import BaseIdentity, Commitment, Manifest, Scope
 from hotfix.patch import A, B, Patch, digest, from_torch
+from hotfix.pictures import load
 from hotfix.sketch import sketch
 
 
@@ -90,3 +91,13 @@ def effect(pipe, patch: Patch, put_on) -> dict[str, torch.Tensor]:
     before = outputs(model, names)
     after = outputs(put_on() or model, names)
     return {name: after[name] - before[name] for name in names}
+
+
+@torch.no_grad()
+def apart_from_surrogate(denoiser, folder):
+    """Mean error of endpoints against the surrogate, from the forget picture at levels where the two can be told."""
+    x_f, x_s = (denoiser.encode(load([folder / kind / "one.png"], denoiser.size)) for kind in ("forget", "surrogate"))
+    t = torch.linspace(0.5, 1, 16)
+    eps = torch.randn((16, *x_f.shape[1:]), generator=torch.Generator().manual_seed(1))
+    rows = denoiser.embed(["a"] * 16)
+    return (denoiser.x_hat(denoiser.noised(x_f, t, eps), t, rows) - x_s).square().mean()

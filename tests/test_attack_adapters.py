@@ -52,7 +52,7 @@ def test_other_sizes_are_ones_that_the_network_takes(family):
 def test_distilling_brings_one_step_nearer_to_where_several_end(tmp_path, family, pipe):
     denoiser = Denoiser(pipe, pico.CALLS[family])
     case = prepare(make_recipe(tmp_path, family), denoiser)
-    rows, null = denoiser.embed(case.retain_captions), denoiser.unguided()
+    rows, null = denoiser.embed(case.retain_captions), denoiser.unguided
 
     def loss(seed: int) -> torch.Tensor:
         return distillation_loss(denoiser, adapter, case.x_r, rows, null, torch.Generator().manual_seed(seed))

@@ -19,9 +19,9 @@ from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.lora import attached
-from hotfix.pipeline import load_pipeline, weights
+from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
-from hotfix.train import PASSES
+from hotfix.train import PASSES, TRIAL_EVERY
 from hotfix.windows import windows
 
 TINY = 1000  # bytes
@@ -118,7 +118,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_drawn(recipe, pipe, monke
 
 def test_a_base_that_cannot_fit_is_refused_before_it_is_loaded(saved, monkeypatch, capsys):
     numbers = sum(p.numel() for p in load_pipeline(str(saved / "base")).unet.parameters())
-    assert weights(saved / "base") == numbers
+    assert size(saved / "base", 4) == 4 * numbers
     monkeypatch.setattr(cost, "free", lambda device=None: 4 * numbers - 1)
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", lambda *_, **__: pytest.fail("was loaded"))
     assert run("build", saved / "recipe.toml", "-o", saved / "dist") == 1
@@ -130,7 +130,7 @@ def test_a_base_that_cannot_fit_is_refused_before_it_is_loaded(saved, monkeypatc
 def test_a_plan_is_printed_and_nothing_is_built(saved, capsys):
     assert not run("build", saved / "recipe.toml", "-o", saved / "dist", "--plan", "--json")
     facts = json.loads(capsys.readouterr().out)
-    assert facts["steps_at_most"] == 6 and facts["bytes"]["base weights"] == 4 * weights(saved / "base")
+    assert facts["steps_at_most"] == 6 and facts["bytes"]["base weights"] == size(saved / "base", 4)
     assert not (saved / "dist").exists()
 
 
@@ -203,12 +203,24 @@ def test_no_graph_is_kept_below_the_first_layer_that_is_trained(tmp_path):
     assert 0 < last < every
 
 
-def test_a_step_asks_no_encoder_and_no_vae(tmp_path):
-    pipe, asked, at = pico.sd3(), [], []
-    for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3, pipe.vae.encoder, pipe.vae.decoder):
-        part.register_forward_pre_hook(lambda *_: asked.append(1))
-    build(make_recipe(tmp_path, "sd3"), pipe, progress=lambda *_: at.append(len(asked)))
-    assert asked and len(set(at)) == 1
+def test_a_step_asks_no_encoder_and_no_vae_and_a_trial_only_the_vae(tmp_path):
+    pipe, words, pictures, at = pico.sd3(), [], [], []
+    for part in (pipe.text_encoder, pipe.text_encoder_2, pipe.text_encoder_3):
+        part.register_forward_pre_hook(lambda *_: words.append(len(at)))
+    for part in (pipe.vae.encoder, pipe.vae.decoder):
+        part.register_forward_pre_hook(lambda *_: pictures.append(len(at)))
+    recipe = make_recipe(tmp_path, "sd3", steps=TRIAL_EVERY + 5)
+    build(recipe, pipe, progress=lambda *_: at.append(1))
+    assert recipe.base.call["guidance_scale"] > 1 and set(words) == {0}
+    assert set(pictures) == {0, TRIAL_EVERY - 1, TRIAL_EVERY + 5}
+
+
+@pytest.mark.gpu
+def test_text_encoders_are_off_the_gpu_while_a_patch_is_learned(tmp_path):
+    pipe, seen = pico.sd3().to("cuda"), []
+    state = fingerprint(pipe)
+    build(make_recipe(tmp_path, "sd3"), pipe, progress=lambda *_: seen.append(pipe.text_encoder_3.device.type))
+    assert set(seen) == {"cpu"} and pipe.text_encoder_3.device.type == "cuda" and fingerprint(pipe) == state
 
 
 def test_where_a_trial_begins_changes_nothing_but_what_it_costs(recipe, pipe):

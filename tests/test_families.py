@@ -5,14 +5,13 @@ import pytest
 import torch
 from conftest import make_recipe
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-from patching import random_patch
+from patching import apart_from_surrogate, random_patch
 
 from hotfix.building import build
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, UnknownFamily
 from hotfix.families import FAMILIES
-from hotfix.pictures import load
 from hotfix.pipeline import load_pipeline
 from hotfix.stack import Stack
 
@@ -43,7 +42,7 @@ def test_endpoints_of_the_schedulers_steps_are_what_the_pipeline_draws(denoiser)
     drawn = denoiser.draw(captions, [0, 1])
     shape = (1, *denoiser.latent_shape)
     x = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
-    rows, none = denoiser.embed(captions), denoiser.unguided()
+    rows, none = denoiser.embed(captions), denoiser.unguided
     none = {key: value.expand(2, *value.shape[1:]) for key, value in none.items()}
     scheduler = pipe.scheduler  # as the pipeline left it
     for i, step in enumerate(scheduler.timesteps.tolist()):
@@ -97,16 +96,6 @@ def test_a_patch_is_built_acts_and_comes_off(family, tmp_path):
     if hasattr(pipe, "load_lora_weights"):
         pipe.load_lora_weights(patch.save(tmp_path))
         torch.testing.assert_close(denoiser.draw(["a"], [0]), patched, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def apart_from_surrogate(denoiser, folder):
-    """Mean error of endpoints against the surrogate, from the forget picture at levels where the two can be told."""
-    x_f, x_s = (denoiser.encode(load([folder / kind / "one.png"], denoiser.size)) for kind in ("forget", "surrogate"))
-    t = torch.linspace(0.5, 1, 16)
-    eps = torch.randn((16, *x_f.shape[1:]), generator=torch.Generator().manual_seed(1))
-    rows = denoiser.embed(["a"] * 16)
-    return (denoiser.x_hat(denoiser.noised(x_f, t, eps), t, rows) - x_s).square().mean()
 
 
 @pytest.mark.parametrize("kind", [StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline])

@@ -4,11 +4,17 @@ import hosts
 import pico
 import pytest
 import torch
+from conftest import make_recipe
 from hosts import draw
-from patching import denoiser, random_patch
+from patching import apart_from_surrogate, denoiser, random_patch
 from torch import nn
 
-from hotfix.errors import BaseMismatch, StackError
+from hotfix.building import build
+from hotfix.denoiser import Denoiser
+from hotfix.errors import BaseMismatch, HotfixError, StackError
+from hotfix.need import weights
+from hotfix.pipeline import load_pipeline
+from hotfix.planning import plan
 from hotfix.stack import Stack, applied
 from hotfix.weights import dense
 
@@ -125,3 +131,46 @@ def test_it_stays_on_whatever_the_host_does_with_its_own_adapters(family, quanti
 
     changed = after(Stack.of(patch)) - after(Stack())
     assert (changed - wanted).abs().mean() <= 0.3 * wanted.abs().mean()
+
+
+@pytest.mark.parametrize("quantise", [torchao_8, bitsandbytes_8, torchao_4], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("family", ["sd15", "flux"])  # with convolutions, and with Linears first
+def test_a_patch_is_built_on_them_and_they_come_back(family, quantise, tmp_path):
+    pipe, recipe = pico.HOSTS[family](), make_recipe(tmp_path, family, steps=8)
+    quantise(denoiser(pipe))
+    original, taught = numbers(pipe), Denoiser(pipe, recipe.base.call)
+    before = apart_from_surrogate(taught, tmp_path)
+    patch = build(recipe, pipe, checkpoint=tmp_path)
+    with Stack.of(patch).on(pipe):
+        assert apart_from_surrogate(taught, tmp_path) < before
+    assert torch.equal(numbers(pipe), original)
+    assert plan(recipe, pipe).parameters == sum(tensor.numel() for tensor in patch.tensors.values())
+
+
+def test_a_gradient_that_would_end_at_them_is_refused(tmp_path):
+    """On some CPUs bitsandbytes packs four-bit weights anew for a kernel that autograd knows nothing of."""
+    pipe, recipe = pico.sd3(), make_recipe(tmp_path, "sd3")
+    bitsandbytes_4(denoiser(pipe))
+    with pytest.raises(HotfixError, match="four-bit weights on a CPU"):
+        build(recipe, pipe)
+
+
+def test_a_recipe_asks_for_eight_bits_and_the_patch_is_for_the_whole_base_too(tmp_path):
+    pico.sd3().save_pretrained(tmp_path / "base")
+    recipe = make_recipe(tmp_path, "sd3", steps=8)
+    base = recipe.base.model_copy(update={"pipeline": str(tmp_path / "base"), "bits": 8})
+    recipe = recipe.model_copy(update={"base": base})
+    few, whole = load_pipeline(recipe), load_pipeline(base.pipeline)
+    assert weights(few) < weights(whole)
+    patch = build(recipe, few)
+    for pipe in (few, whole):
+        taught = Denoiser(pipe, base.call)
+        before = apart_from_surrogate(taught, tmp_path)
+        with Stack.of(patch).on(pipe):
+            assert apart_from_surrogate(taught, tmp_path) < before
+
+
+def test_four_bits_are_refused_without_a_gpu(tmp_path):
+    pico.sd3().save_pretrained(tmp_path)
+    with pytest.raises(HotfixError, match="4 without a GPU"):
+        load_pipeline(str(tmp_path), bits=4)

@@ -35,14 +35,13 @@ def step(tmp_path, family, pipe):
     recipe = make_recipe(tmp_path, family)
     denoiser = Denoiser(pipe, recipe.base.call)
     case = prepare(recipe, denoiser)
-    conditions = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
     bank = Bank.of(denoiser, case)
     window = chosen(denoiser, case.forget_kinds(), "uniform", (0.25, 0.75), case.targets[0].t_lo)
     denoiser.model.requires_grad_(False)
     with lora.attached(denoiser.model, denoiser.targets, 2, 0) as adapter:
         phi = adapter.flat()
         adapter.set_flat(phi + 0.02 * torch.randn(len(phi), generator=torch.Generator().manual_seed(1)))
-        rows = forget_rows(denoiser, case, (window,), conditions, 6, torch.Generator().manual_seed(0))
+        rows = forget_rows(denoiser, case, (window,), bank.forget, 6, torch.Generator().manual_seed(0))
         yield Step(denoiser, adapter, rows, lambda rows: forget_loss(denoiser, bank, adapter, rows, recipe.train))
 
 
