@@ -190,7 +190,7 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
         with suppress(Enough):
             training.train(
-                denoiser, case, open_windows, adapter, options, drift_budget=1.0, below={}, progress=progress
+                denoiser, case, open_windows, bank, adapter, options, drift_budget=1.0, below={}, progress=progress
             )
     return {
         "parameters": sum(p.numel() for p in denoiser.model.parameters()),
