@@ -15,6 +15,8 @@ def aside(denoiser: Denoiser) -> Iterator[None]:
 
     On a CPU nothing is moved. Left where they are: quantised ones, which may not be moved, and what accelerate moves.
     """
+    if denoiser.guidance != 1.0:
+        _ = denoiser.unguided  # which a trial needs, when there is no encoder to ask
     device = denoiser.device
     waiting = [part for part in encoders(denoiser) if device.type != "cpu" and part.device == device]
     for encoder in waiting:

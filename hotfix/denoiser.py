@@ -25,7 +25,7 @@ BATCH = 64  # rows per forward pass when nothing is learned
 USUAL = 1024  # pixels to a side, where neither network nor pipeline says
 PIXELS = 2**21  # that the VAE is given at once: of 8 pictures of 512 x 512 one layer alone makes 1 GiB in float32
 
-Keep = tuple[Latents, Tensor] | None
+Keep = tuple[Latents, Tensor] | None  # a known latent, and where it need not stay
 
 
 @dataclass(frozen=True)

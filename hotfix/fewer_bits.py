@@ -1,7 +1,7 @@
 """A base whose denoiser is loaded in fewer bits: a patch can be built where the whole would not fit.
 
-Eight bits are torchao's, of weights alone. Four are bitsandbytes' NF4 (QLoRA, arXiv:2305.14314), on a GPU only: its
-four-bit layers carry no gradient on a CPU. Linear layers are quantised; convolutions, text encoders and VAE are not.
+Eight bits are torchao's, of weights alone. Four are bitsandbytes' NF4 (QLoRA, arXiv:2305.14314), on a GPU only: on
+some CPUs its layers carry no gradient. Linear layers are quantised; convolutions, text encoders and VAE are not.
 """
 
 from importlib.util import find_spec

@@ -11,6 +11,7 @@ from conftest import make_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotfix import building, cost, denoiser, trial
+from hotfix.aside import aside
 from hotfix.building import build
 from hotfix.calibrate import GRID, NOISES, chosen
 from hotfix.case import prepare
@@ -213,6 +214,16 @@ def test_a_step_asks_no_encoder_and_no_vae_and_a_trial_only_the_vae(tmp_path):
     build(recipe, pipe, progress=lambda *_: at.append(1))
     assert recipe.base.call["guidance_scale"] > 1 and set(words) == {0}
     assert set(pictures) == {0, TRIAL_EVERY - 1, TRIAL_EVERY + 5}
+
+
+def test_a_guided_drawing_asks_no_encoder_that_was_put_aside():
+    pipe, asked = pico.sd3(), []
+    ready = Denoiser(pipe, pico.CALLS["sd3"])
+    x, rows = torch.randn(1, *ready.latent_shape), ready.embed(["a"])
+    with aside(ready):
+        pipe.text_encoder.register_forward_pre_hook(lambda *_: asked.append(1))
+        ready.denoise(x, 1.0, rows, steps=1, guidance=ready.guidance)
+    assert ready.guidance > 1 and not asked
 
 
 @pytest.mark.gpu
