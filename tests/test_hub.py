@@ -255,7 +255,8 @@ def test_a_card_claims_what_was_measured_and_no_more(make, report):
     for caption, rate in drawn.items():
         row = rows[f"target drawn, {caption} caption"]
         assert row.metric_value == rate.k / rate.n and row.metric_args["upper"] == rate.upper
-    assert all(words in full.text for words in HONEST) and "Not run: inversion" in full.text
+    assert all(words in full.text for words in HONEST)
+    assert f"Not run: {'; '.join(report(patch).attacks_not_run)}" in full.text
     assert 'hotfix.pull("acme/face@1.0.0")' in full.text and "diffusers.StableDiffusion" not in full.text
 
 

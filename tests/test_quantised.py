@@ -9,6 +9,7 @@ from hosts import draw
 from patching import apart_from_surrogate, denoiser, random_patch
 from torch import nn
 
+from hotfix import patched_copy
 from hotfix.building import build
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, HotfixError, StackError
@@ -108,6 +109,8 @@ def test_a_patch_has_its_effect_and_comes_off(family, quantise, effect):
             stack.apply(pipe)
     with pytest.raises(StackError, match="the weights are quantised"):
         stack.apply(pipe, fold=True, allow_related_base=related)
+    with pytest.raises(StackError, match="the weights are quantised"):
+        patched_copy.fold(stack, pipe, torch.float32, allow_related_base=related)
     stack.apply(pipe, allow_related_base=related)
     found = draw(pipe, family) - bare
     assert (found - wanted).abs().mean() <= (0.4 if related else 0.05) * wanted.abs().mean()
