@@ -73,7 +73,7 @@ def _one(recipe: Path, asked: Asked, plan: bool, json: bool) -> None:
     from hotfix.stack import Stack
 
     below = Stack.load(asked.stack) if asked.stack else Stack()
-    pipe = load_pipeline(wanted, device=processes.device())
+    pipe = load_pipeline(wanted, device=processes.device(), split=processes.split())
     if plan:
         from hotfix.planning import FEWER
         from hotfix.planning import plan as probe

@@ -65,10 +65,16 @@ def score(
     from hotfix.networks import Networks
 
     shared = processes.several() and len(wanted) == 1 and not attacks  # an attack's next step hangs on last bits
+    if processes.split() and not shared:
+        raise HotfixError(
+            "attacks, and several recipes, on a base that is split up",
+            wanted="one recipe, and no attacks",
+            hint="the first process takes them alone: launch without --use_fsdp",
+        )
     if not processes.first() and not shared:
         return
     networks = Networks.load(**seen)
-    pipe = pipeline_of(pipeline, draws=True)
+    pipe = pipeline_of(pipeline, draws=True, split=processes.split())
 
     if len(wanted) > 1:
         from hotfix.interfering import interference

@@ -19,14 +19,17 @@ ShowForget = Annotated[
 Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
 
 
-def pipeline_of(source: str, *, draws: bool = False) -> "DiffusionPipeline":
-    """The pipeline that is meant by hotfix:NAME, a folder, or a Hub id as ID@COMMIT; one that draws on a GPU if any."""
+def pipeline_of(source: str, *, draws: bool = False, split: bool = False) -> "DiffusionPipeline":
+    """The pipeline that is meant by hotfix:NAME, a folder, or a Hub id as ID@COMMIT; one that draws on a GPU if any.
+
+    With `split` the processes of a launch share its weights out.
+    """
     console.quiet_libraries()
     from hotfix import processes
     from hotfix.pipeline import load_pipeline
 
     name, _, revision = source.partition("@")
-    return load_pipeline(name, revision=revision, device=processes.device() if draws else "cpu")
+    return load_pipeline(name, revision=revision, device=processes.device() if draws else "cpu", split=split)
 
 
 def pictures_for(bound: float) -> int:

@@ -61,6 +61,7 @@ def load_pipeline(
     dtype: Any = None,
     bits: Literal[4, 8] | None = None,
     device: Any = "cpu",
+    split: bool = False,
 ) -> "DiffusionPipeline":
     """Load a diffusers pipeline, in float32 unless told otherwise, from safetensors files only.
 
@@ -70,6 +71,8 @@ def load_pipeline(
         dtype: a torch dtype; without one, the recipe's, or float32.
         bits: of the weights of the denoiser, if fewer (`hotfix.fewer_bits`); without any, the recipe's.
         device: where to put it. The command line takes the accelerator of its process, if there is one.
+        split: whether the processes of a launch, all of which load it, share the denoiser's weights out
+            (`hotfix.sharded`).
 
     Raises:
         HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits need
@@ -80,6 +83,8 @@ def load_pipeline(
     name = "float32"
     if isinstance(source, Base):
         source, revision, name, bits = source.pipeline, source.revision, source.dtype, bits or source.bits
+    if split and bits:
+        raise HotfixError(f"base.bits = {bits} on a base that is split up", hint="one of the two: leave out base.bits")
     local = locate(source, revision)
     import torch
     from diffusers import DiffusionPipeline
@@ -100,9 +105,14 @@ def load_pipeline(
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
     try:
+        if split:
+            from hotfix.sharded import shard
+
+            denoiser = next(getattr(pipe, name) for name in fewer_bits.DENOISERS if hasattr(pipe, name))
+            shard(denoiser, torch.device(device))
         return pipe if torch.device(device).type == "cpu" else pipe.to(device)  # where it is already
     except torch.OutOfMemoryError as error:
-        hint = 'load it in a smaller type, base.dtype = "bfloat16", or set ACCELERATE_USE_CPU=1'
+        hint = 'base.dtype = "bfloat16", accelerate launch --use_fsdp on several GPUs, or ACCELERATE_USE_CPU=1'
         raise HotfixError(f"{source} in {dtype} does not fit on {device}", hint=hint) from error
 
 

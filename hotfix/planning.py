@@ -228,7 +228,9 @@ def kept(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        seen.update((place, size) for place, size in stored(tensor).items() if place not in own)
+        whole = tensor if tensor._base is None else tensor._base
+        if not isinstance(whole, nn.Parameter):  # a weight that processes share out lies elsewhere while it is gathered
+            seen.update((place, size) for place, size in stored(tensor).items() if place not in own)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -48,6 +48,11 @@ def several() -> bool:
     return count() > 1
 
 
+def split() -> bool:
+    """Whether they are to share a base's weights out (`hotfix.sharded`): `accelerate launch --use_fsdp` asks for it."""
+    return several() and bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
+
+
 def spread(rows: int, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
     """All rows of something, computed in equal shares: `of` is asked for the rows of this process, on any device."""
     share = -(-rows // count())

@@ -1,4 +1,4 @@
-"""What a layer multiplies with, however its weight is kept: cast, or quantised by bitsandbytes or torchao."""
+"""What a layer multiplies with, however its weight is kept: cast, split up, or quantised by bitsandbytes or torchao."""
 
 from collections.abc import Iterable, Mapping
 
@@ -32,6 +32,8 @@ def refuse_quantised(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
 def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
     """The weight as a plain floating-point tensor; of a quantised one the value that it stands for.
 
+    One that processes share out is gathered: all of them have to ask.
+
     Raises:
         BaseMismatch: the weight is not in memory.
     """
@@ -44,6 +46,8 @@ def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
     elif type(weight.data).__module__.startswith("torchao."):
         weight = weight.dequantize()
+    elif hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
     return weight.detach()
 
 
@@ -53,9 +57,9 @@ def sketched(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> dict[str, float]:
 
 
 def stored(tensor: Tensor) -> dict[int, int]:
-    """Where a tensor lies in memory, and bytes there; torchao keeps a quantised one as several."""
+    """Where a tensor lies in memory, and bytes there; torchao keeps a quantised one as several, FSDP a part of one."""
     if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return {place: size for name in names for place, size in stored(getattr(tensor, name)).items()}
+        parts = [part for name in tensor.__tensor_flatten__()[0] if isinstance(part := getattr(tensor, name), Tensor)]
+        return {place: size for part in parts for place, size in stored(part).items()}
     storage = tensor.untyped_storage()
     return {storage.data_ptr(): storage.nbytes()}

@@ -1,5 +1,6 @@
 """A build on several processes is the build on one, up to rounding: real processes, as accelerate starts them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from hotfix import lock
 from hotfix.building import build
 from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
+from hotfix.planning import KEPT
+from hotfix.planning import plan as planned
 from hotfix.recipe import Recipe
 from hotfix.report import Report
 from hotfix.scoring import score
@@ -22,10 +25,10 @@ from hotfix.stack import Stack
 MORE = {"\nsteps = 1": "\nsteps = 6", "\nbatch = 1": "\nbatch = 3", "retain_batch = 1": "retain_batch = 5"}
 
 
-def launch(count, *arguments, cwd):
+def launch(count, *arguments, cwd, **variables):
     """As `accelerate launch` does for processes of a CPU: it hands over to torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *arguments]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | variables
     return subprocess.run(
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -71,3 +74,36 @@ def test_a_score_on_two_processes_is_the_score_on_one_and_said_once(tmp_path, mo
     assert [(row.after, row.sound) for row in two.replays] == [(row.after, row.sound) for row in one.replays]
     assert done.stderr.count("replaying seeds") == done.stderr.count("over budget") == 1
     assert Path("hotfix.log.jsonl").read_text().count('"scored"') == 1
+
+
+SPLIT = {"ACCELERATE_USE_FSDP": "true"}  # which is what `accelerate launch --use_fsdp` says
+
+
+def test_a_base_that_is_split_up_is_half_in_each_process_and_gets_the_patch_of_a_whole_one(tmp_path):
+    done = launch(2, Path(__file__).with_name("split_base.py"), "sd15", "flux", cwd=tmp_path, **SPLIT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is built on") == 4
+
+
+def test_the_command_line_splits_a_base_up_plans_builds_and_measures(tmp_path, monkeypatch):
+    (path,) = make_project(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    path.write_text(path.read_text().replace("batch = 1", "batch = 2"))
+    recipe = Recipe.load(path)
+    pipe = load_pipeline(recipe)
+    plan = json.loads(launch(2, "-m", "hotfix", "build", path, "--plan", "--json", cwd=tmp_path, **SPLIT).stdout)
+    whole = planned(recipe, pipe)
+    assert plan["bytes"]["base weights"] < 0.6 * whole.weights and plan["bytes"][KEPT] == whole.facts()["bytes"][KEPT]
+    done = launch(2, "-m", "hotfix", "build", path, "-o", "dist", "-n", 3, cwd=tmp_path, **SPLIT)
+    assert done.stderr.count("the build took") == 1, done.stderr
+    one, two = build(recipe, pipe), Patch.load(Path("dist/quarters-0-1.0.0.safetensors"))
+    torch.testing.assert_close(dict(two.tensors), dict(one.tensors), rtol=1e-3, atol=1e-6)
+    report = Report.load(Path("dist/quarters-0-1.0.0.report.json"))
+    alone = score(pipe, recipe, stack=Stack.of(one), n=3)
+    assert report.retain.drift_rmse == pytest.approx(alone.retain.drift_rmse, rel=0.02)
+    lock.add(Path("hotfix.lock"), [Path("dist/quarters-0-1.0.0.safetensors")])
+    asked = ("-m", "hotfix", "score", "tiny", path, "--stack", "hotfix.lock", "-n", 3, "--json")
+    scored = Report.model_validate_json(launch(2, *asked, cwd=tmp_path, **SPLIT).stdout)
+    assert scored.retain.drift_rmse == pytest.approx(report.retain.drift_rmse, rel=1e-4)
+    refused = launch(2, *asked, "--attacks", "samplings", cwd=tmp_path, **SPLIT)
+    assert "attacks, and several recipes, on a base that is split up" in refused.stderr
