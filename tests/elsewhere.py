@@ -16,7 +16,7 @@ NAME = "elsewhere"
 ATEN = torch.ops.aten
 INDEXING = (ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_)  # by numbers from the host, too
 DISPATCH = "PrivateUse1"
-ACROSS = (ATEN._to_copy, ATEN.copy_, *INDEXING)
+ACROSS = (ATEN._to_copy, ATEN.copy_)
 
 
 class There(Tensor):
@@ -49,9 +49,6 @@ class There(Tensor):
         new = There(self.inner.detach().clone())
         return nn.Parameter(new, self.requires_grad) if isinstance(self, nn.Parameter) else new
 
-    def __repr__(self):
-        return f"There({self.inner!r})"
-
     def tolist(self):
         return self.inner.tolist()
 
@@ -74,7 +71,9 @@ def run(func, args, kwargs):
     there = [x for x in given if isinstance(x, There)]
     here = [x for x in given if not isinstance(x, There) and x.dim()]  # a single number may come from anywhere
     kind, wanted, generator = func.overloadpacket, kwargs.get("device"), kwargs.get("generator")
-    if there and here and (kind not in ACROSS or (kind in INDEXING and not isinstance(args[0], There))):
+    if kind in INDEXING:
+        here = [x for x in (args[0], *args[2:3]) if isinstance(x, Tensor) and not isinstance(x, There) and x.dim()]
+    if there and here and kind not in ACROSS:
         raise RuntimeError(f"{func} of two devices: {[(type(x).__name__, tuple(x.shape)) for x in given]}")
     goes = bool(there) if wanted is None else torch.device(wanted).type == NAME
     if goes and generator is not None and generator.device.type != NAME:
