@@ -75,8 +75,8 @@ def load_pipeline(
             (`hotfix.sharded`).
 
     Raises:
-        HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits need
-            is missing.
+        HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits or
+            splitting up need is missing.
     """
     if isinstance(source, Recipe):
         source = source.base
@@ -89,6 +89,10 @@ def load_pipeline(
     import torch
     from diffusers import DiffusionPipeline
 
+    if split and not torch.distributed.is_initialized():
+        raise HotfixError(
+            "there are no other processes to split the base up among", hint="accelerate launch --use_fsdp"
+        )
     dtype = dtype or getattr(torch, name)
     options = {"dtype": dtype, "use_safetensors": True}
     if bits:

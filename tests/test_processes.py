@@ -13,6 +13,7 @@ from tiny import make_project
 
 from hotfix import lock
 from hotfix.building import build
+from hotfix.errors import HotfixError
 from hotfix.patch import Patch
 from hotfix.pipeline import load_pipeline
 from hotfix.planning import KEPT
@@ -107,3 +108,11 @@ def test_the_command_line_splits_a_base_up_plans_builds_and_measures(tmp_path, m
     assert scored.retain.drift_rmse == pytest.approx(report.retain.drift_rmse, rel=1e-4)
     refused = launch(2, *asked, "--attacks", "samplings", cwd=tmp_path, **SPLIT)
     assert "attacks, and several recipes, on a base that is split up" in refused.stderr
+
+
+def test_one_process_has_nobody_to_split_a_base_up_with_and_fewer_bits_are_not_split(tmp_path):
+    make_project(tmp_path, 0)
+    with pytest.raises(HotfixError, match="no other processes"):
+        load_pipeline(str(tmp_path / "tiny"), split=True)
+    with pytest.raises(HotfixError, match="on a base that is split up"):
+        load_pipeline(str(tmp_path / "tiny"), bits=8, split=True)
