@@ -158,8 +158,8 @@ def _shift(one: Target, look: Target, generator: torch.Generator) -> Latents:
 def walked(denoiser: Denoiser, rows: ForgetRows) -> Latents:
     """The states at t, (B, C, H, W): where the patched sampler comes to that begins with the rows' (DDIM)."""
     far = rows.t < rows.begun
-    if processes.split() and not far.any():
-        far[0] = True  # a walk of no length: other processes ask the network here, and all have to
+    if processes.several() and not far.any():
+        far[0] = True  # a walk of no length: where weights are shared out all processes ask the network equally often
     x, first, last = rows.x_t[far], rows.begun[far], rows.t[far]
     condition = {key: value[far] for key, value in rows.condition.items()}
     with torch.no_grad():
