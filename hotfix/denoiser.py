@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hotfix import latents, processes
+from hotfix.captions import encode as encoded
 from hotfix.families import FAMILIES, FLOW, Rows, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
@@ -183,7 +184,7 @@ class Denoiser:
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Conditions for the network, one row for every caption, through the pipeline's own encoders."""
-        return FAMILIES[self.family].rows(self.pipe, captions, self.size, self.call)
+        return encoded(FAMILIES[self.family], self.pipe, captions, self.size, self.call)
 
     @cached_property
     def unguided(self) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Every family is the pipeline itself: the same pictures, the same prediction, and patches that do what they say."""
 
+from dataclasses import replace
+
 import pico
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import make_recipe
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 from patching import apart_from_surrogate, random_patch
 
+from hotfix import captions
 from hotfix.building import build
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
@@ -38,11 +41,11 @@ def test_every_family_is_tried():
 @pytest.mark.parametrize("family", sorted(pico.FAMILIES.keys() - {"ddpm"}))  # whose every step draws noise
 def test_endpoints_of_the_schedulers_steps_are_what_the_pipeline_draws(denoiser):
     """Encoders, guidance, schedule, prediction and decoder at once: any that differed would change the picture."""
-    pipe, captions = denoiser.pipe, ["a", "b"]
-    drawn = denoiser.draw(captions, [0, 1])
+    pipe, said = denoiser.pipe, ["a", "b"]
+    drawn = denoiser.draw(said, [0, 1])
     shape = (1, *denoiser.latent_shape)
     x = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
-    rows, none = denoiser.embed(captions), denoiser.unguided
+    rows, none = denoiser.embed(said), denoiser.unguided
     none = {key: value.expand(2, *value.shape[1:]) for key, value in none.items()}
     scheduler = pipe.scheduler  # as the pipeline left it
     for i, step in enumerate(scheduler.timesteps.tolist()):
@@ -63,6 +66,24 @@ def test_endpoints_of_the_schedulers_steps_are_what_the_pipeline_draws(denoiser)
             a_then, s_then = abar.sqrt(), (1 - abar).sqrt()
         x = a_then * x0 + s_then * eps
     torch.testing.assert_close(denoiser.decode(x), drawn, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", sorted(pico.FAMILIES.keys() - {"ddpm"}))  # which knows none
+def test_captions_are_encoded_once_and_few_at_a_time(denoiser, monkeypatch):
+    """The base's own prompts are hundreds: all at once they are more than a large text encoder has room for."""
+    said = ["a", "b", "", "a", "b", "a"]
+    alone = [denoiser.embed([caption]) for caption in said]
+    asked, family = [], FAMILIES[denoiser.family]
+
+    def noted(pipe, some, size, call):
+        asked.append(some)
+        return family.rows(pipe, some, size, call)
+
+    monkeypatch.setattr(captions, "TOGETHER", 2 * sum(value.nbytes for value in alone[0].values()))
+    rows = captions.encode(replace(family, rows=noted), denoiser.pipe, said, denoiser.size, denoiser.call)
+    assert asked == [["a"], ["a", "b"], [""]]
+    for key, value in rows.items():
+        torch.testing.assert_close(value, torch.cat([row[key] for row in alone]))
 
 
 def test_an_endpoint_error_is_the_error_of_what_the_network_predicts(denoiser):
