@@ -1,6 +1,7 @@
 """What a training step costs, and what of a build is not training.
 
     python benchmarks/step.py [-o benchmarks/results/step.json] [--base flags] [--rounds 10] [--device cuda] [--build]
+                              [--compile inductor]
 
 A step is taken by the loop itself; before the next one, other ways take theirs on rows of the same shapes:
 
@@ -14,7 +15,8 @@ cached   the same with pictures and words encoded once
 The bases are the bundled flags (`StableDiffusion3Pipeline`), and a `StableDiffusionPipeline` of random weights with a
 quarter of the channels of SD 1.5 in U-Net and VAE, at 64 x 64. Ways are compared by the median of the ratios within a
 round. On a CPU seconds are those that the process had, on one thread: the machine may have other work. --build adds the
-clock of a whole build of patches/mauritania-2017.
+clock of a whole build of patches/mauritania-2017. --compile compiles the blocks, as train.compile does, for all ways
+but the trainer's; calibration and the first round, "warming up", are longer by what it costs to have the graphs made.
 """
 
 import argparse
@@ -46,6 +48,7 @@ from hotfix import console, lora  # noqa: E402
 from hotfix import train as training  # noqa: E402
 from hotfix.building import build, frozen  # noqa: E402
 from hotfix.case import prepare  # noqa: E402
+from hotfix.compiled import compiled  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
 from hotfix.losses import Bank, forget_rows, retain_states, walked  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
@@ -137,7 +140,7 @@ def trainer(denoiser: Denoiser, pixels: Tensor, captions: list[str], instance: i
     }
 
 
-def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
+def steps(base: str, rounds: int, device: torch.device, backend: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         recipe, pipe = BASES[base](Path(folder))
         denoiser, options = Denoiser(pipe.to(device), recipe.base.call), recipe.train
@@ -148,7 +151,9 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
     pixels = case.retain[torch.arange(count) % len(case.retain)].to(device)
     words = [case.retain_captions[i % len(case.retain)] for i in range(count)]
     others = trainer(denoiser, pixels, words, options.batch, options)
-    with frozen(denoiser), lora.attached(denoiser.model, targets, options.rank, options.seed) as adapter:
+    began_at, warming = clock(device), 0.0
+    factors = lora.attached(denoiser.model, targets, options.rank, options.seed)
+    with frozen(denoiser), compiled(denoiser.model, backend), factors as adapter:
         open_windows = windows(denoiser, case, options)
         bank, generator = Bank.of(denoiser, case), torch.Generator().manual_seed(0)
         f = forget_rows(denoiser, case, open_windows, bank.forget, options.batch, generator)
@@ -175,18 +180,19 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
         started = 0.0
 
         def progress(step: int, *_: object) -> None:
-            nonlocal started
+            nonlocal started, warming
             took = {"hotfix": clock(device) - started}
             for way, measure in ways.items():
                 began = clock(device)
                 measure()
                 took[way] = clock(device) - began
-            if step > 1:  # the first round warms up
+            if step > 1:
                 for way, spent in took.items():
                     found.setdefault(way, []).append(round(spent, 4))
             if step > rounds:
                 raise Enough
             started = clock(device)
+            warming = warming or started - began_at
 
         with suppress(Enough):
             training.train(
@@ -195,6 +201,7 @@ def steps(base: str, rounds: int, device: torch.device) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in denoiser.model.parameters()),
         "rows": [options.batch, options.retain_batch],
+        "warming up": round(warming, 1),
         "seconds": found,
         "hotfix against": {way: against(found, way) for way in ways},
     }
@@ -256,19 +263,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--base", action="append", choices=sorted(BASES), help="default: all")
     parser.add_argument("--build", action="store_true")
+    parser.add_argument("--compile", default="", metavar="BACKEND")
     args = parser.parse_args()
     console.quiet_libraries()
     torch.set_num_threads(1)
     device = torch.device(args.device)
     about = {name: version(name) for name in ("torch", "diffusers", "peft")} | {"hardware": hardware(device)}
     result: dict[str, Any] = {"date": datetime.now(UTC).strftime("%Y-%m-%d")} | about
+    result["compile"] = args.compile
     result["bars"] = {"hotfix against": BARS, "share that is not steps": SHARE}
     folder = ROOT / "dist" / "step"
     parts: dict[str, Callable[[], Any]] = {
-        base: lambda base=base: steps(base, args.rounds, device) for base in args.base or BASES
+        base: lambda base=base: steps(base, args.rounds, device, args.compile) for base in args.base or BASES
     }
     for part, measure in (parts | ({"build": whole} if args.build else {})).items():
-        result[part] = kept(folder / f"{part}, {device}.json", about | {"rounds": args.rounds}, measure)
+        result[part] = kept(
+            folder / f"{part}, {device}.json", about | {"rounds": args.rounds, "compile": args.compile}, measure
+        )
         console.say(f"{part}: {result[part]}")
     write(args.out, result)
 

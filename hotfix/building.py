@@ -12,6 +12,7 @@ from hotfix import checkpoint as unfinished
 from hotfix.aside import aside
 from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
+from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, StackError
 from hotfix.fold import survivals
@@ -72,7 +73,8 @@ def build(
     targets = recipe.train.targets or denoiser.targets
     with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
         need.of(recipe, denoiser, adapter).check()
-    with stack.on(pipe), frozen(denoiser, recipe.train.gradient_checkpointing):
+    thrift = frozen(denoiser, recipe.train.gradient_checkpointing)
+    with stack.on(pipe), thrift, compiled(denoiser.model, recipe.train.compile):
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")

@@ -20,6 +20,7 @@ from hotfix import calibrate, case, cost, lora, need, pictures, surrogate, trial
 from hotfix.building import NOTHING, frozen
 from hotfix.calibrate import Window, chosen
 from hotfix.case import Case, Target
+from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.lora import Adapter
@@ -116,6 +117,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
     with (
         stack.on(pipe),
         frozen(denoiser, options.gradient_checkpointing),
+        compiled(denoiser.model, options.compile),
         lora.attached(denoiser.model, targets, options.rank, options.seed) as adapter,
     ):
         wanted = need.of(recipe, denoiser, adapter)

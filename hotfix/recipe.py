@@ -125,6 +125,7 @@ class Train(_Section):
     adversarial_step: Annotated[float, Field(ge=0, le=1)] = 0.0
     relearn: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
+    compile: str = ""
     targets: str = ""
 
 

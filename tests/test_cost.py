@@ -18,7 +18,7 @@ from hotfix.case import prepare
 from hotfix.cli import main
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
-from hotfix.errors import HotfixError
+from hotfix.errors import HotfixError, RecipeError
 from hotfix.lora import attached
 from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
@@ -186,6 +186,50 @@ def test_states_that_are_computed_again_are_not_kept_and_the_patch_is_the_same(t
     one, other = build(recipe, pipe), build(thrifty, pipe)
     torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-4, atol=1e-7)
     assert not Denoiser(pipe, recipe.base.call).model.is_gradient_checkpointing
+
+
+@pytest.fixture(scope="module")
+def noted():
+    """What a compiler was given: the backend "noting" runs it as it is."""
+    found = []
+
+    @torch._dynamo.register_backend
+    def noting(graph, _):
+        found.append(graph)
+        return graph
+
+    return found
+
+
+@pytest.fixture
+def graphs(noted):
+    noted.clear()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield noted
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_build_through_compiled_blocks_is_the_build_and_leaves_none_compiled(tmp_path, graphs, family):
+    recipe, pipe = make_recipe(tmp_path, family), pico.FAMILIES[family]()
+    quick = recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": "noting"})})
+    one = build(recipe, pipe)
+    assert not graphs
+    state, other = fingerprint(pipe), build(quick, pipe)
+    assert graphs and fingerprint(pipe) == state
+    torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-4, atol=1e-7)
+    assert all(part._compiled_call_impl is None for part in Denoiser(pipe, recipe.base.call).model.modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "compile", "words"), [("sd3", "gcc", "train.compile = 'gcc'"), ("ddpm", "eager", "names no blocks")]
+)
+def test_what_cannot_be_compiled_is_refused_before_anything_is_drawn(tmp_path, family, compile, words):
+    recipe, said = make_recipe(tmp_path, family, compile=compile), []
+    with pytest.raises(RecipeError, match=words):
+        build(recipe, pico.FAMILIES[family](), stage=said.append)
+    assert not said
 
 
 def test_no_graph_is_kept_below_the_first_layer_that_is_trained(tmp_path):

@@ -1,0 +1,49 @@
+"""The blocks that a network repeats, compiled for the length of a build (regional compilation)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from hotfix.errors import RecipeError
+
+# A block has a graph for every way it is asked: with and without gradient, factors on and off, few rows and many. At
+# torch's own limit of 8 it would go on without the compiler, and say so on a screen that nobody watches.
+GRAPHS = 64
+
+
+@contextmanager
+def compiled(model: nn.Module, backend: str) -> Iterator[None]:
+    """Compile every block, and take the graphs off again: all blocks of a kind share theirs.
+
+    Args:
+        model: its blocks are those that diffusers says it repeats, or else that it says cannot be split up.
+        backend: of `torch.compile`; "" compiles nothing.
+
+    Raises:
+        RecipeError: no such backend, or diffusers names no blocks of this network.
+    """
+    if not backend:
+        yield
+        return
+    if backend not in torch.compiler.list_backends(()):  # those for debugging, too
+        known = " | ".join(torch.compiler.list_backends())
+        raise RecipeError(
+            f"train.compile = {backend!r} is no backend of torch.compile", wanted=known, hint='"inductor"'
+        )
+    names = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
+    blocks = [part for part in model.modules() if type(part).__name__ in names]
+    if not blocks:
+        raise RecipeError(
+            f"train.compile: diffusers names no blocks of a {type(model).__name__}", hint="leave out train.compile"
+        )
+    before = [block._compiled_call_impl for block in blocks]
+    try:
+        with torch._dynamo.config.patch(recompile_limit=GRAPHS):
+            for block in blocks:
+                block.compile(backend=backend)
+            yield
+    finally:
+        for block, call in zip(blocks, before, strict=True):
+            block._compiled_call_impl = call
