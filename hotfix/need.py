@@ -49,19 +49,21 @@ def of(recipe: Recipe, denoiser: Denoiser, adapter: Adapter) -> Need:
     """What is known without a step. The loop holds vectors of all factors in float32, as `hotfix.train` names them."""
     vector = FLOAT * sum(p.numel() for p in adapter.parameters)
     past = recipe.train.memory if recipe.train.surgery == "orthogonal" else 0
-    bank = len(bank_captions(recipe, denoiser))
+    captions = bank_captions(recipe, denoiser)
+    bank, different = len(captions), len(set(captions))
     forgets, given = (len(recipe.files(patterns, "")) for patterns in (recipe.forget.images, recipe.surrogate.images))
     looks = forgets * (1 + (given or recipe.surrogate.count or 1)) * (1 + (VIEWS if recipe.train.augment else 0))
     channels, *sides = denoiser.latent_shape
     height, width = denoiser.size
     words = sum(value.nbytes for value in denoiser.embed([""]).values())
+    rows = bank if different > 1 else 1  # one caption alone is one row: hotfix/captions.py
     there = {
         "factors and their average": 2 * vector,
         "gradients and the step": 8 * vector,  # g_f, g_r, what becomes of them, before, move; three while it is held
         "moments of AdamW": 2 * vector,
         "retained gradients": (1 + 2 * past) * vector,  # the last ones are copied when one joins them
         "encoded pictures": FLOAT * channels * sides[0] * sides[1] * (bank + looks),
-        "encoded prompts": words * (2 * bank + len(recipe.forget.captions) + 2),  # also as captions of other pictures
+        "encoded prompts": words * (rows + different + len(recipe.forget.captions) + 2),  # also of other pictures
     }
     host = {"pictures of what must stay": COMPARED * FLOAT * 3 * height * width * bank}
     return Need(f"building {recipe.name} {recipe.version}", denoiser.device, there, host)

@@ -20,9 +20,11 @@ from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError, RecipeError
 from hotfix.lora import attached
+from hotfix.losses import Bank
 from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
 from hotfix.train import PASSES, TRIAL_EVERY
+from hotfix.weights import stored
 from hotfix.windows import windows
 
 TINY = 1000  # bytes
@@ -173,6 +175,17 @@ def test_what_is_remembered_of_the_retain_gradient_is_planned_for(tmp_path):
         for train in ({}, {"surgery": "orthogonal", "memory": 8})
     )
     assert held == 17 * plain
+
+
+@pytest.mark.parametrize("prompts", [["b"], ["b", "a b"]])
+def test_conditions_that_a_build_keeps_are_planned_for(tmp_path, prompts):
+    recipe, pipe = make_recipe(tmp_path, "sd3"), pico.sd3()
+    recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"prompts": prompts})})
+    denoiser = Denoiser(pipe, recipe.base.call)
+    bank = Bank.of(denoiser, prepare(recipe, denoiser))
+    tensors = [tensor for rows in (bank.rows, bank.empty, *bank.forget.values()) for tensor in rows.values()]
+    there = {place: size for tensor in tensors for place, size in stored(tensor).items()}
+    assert sum(there.values()) == plan(recipe, pipe).need.there["encoded prompts"]
 
 
 # In a step
