@@ -141,18 +141,19 @@ def test_pipelines_around_the_same_network_take_its_patch(kind):
 
 def test_a_base_in_half_precision_is_learned_on_in_float32(tmp_path):
     pico.sd3().save_pretrained(tmp_path / "base")
-    recipe = make_recipe(tmp_path, "sd3", steps=8)
+    recipe = make_recipe(tmp_path, "sd3", steps=20)
     base = recipe.base.model_copy(update={"pipeline": str(tmp_path / "base"), "dtype": "bfloat16"})
     recipe = recipe.model_copy(update={"base": base})
     pipe = load_pipeline(recipe)
     denoiser = Denoiser(pipe, recipe.base.call)
     assert denoiser.dtype == torch.bfloat16
-    original, before = fingerprint(pipe), apart_from_surrogate(denoiser, tmp_path)
-    patch = build(recipe, pipe)
+    original, patch = fingerprint(pipe), build(recipe, pipe)
     assert {tensor.dtype for tensor in patch.tensors.values()} == {torch.float32}
+    assert fingerprint(pipe) == original
+    pipe.to(torch.float32)  # in bfloat16 the network's own rounding is larger than what so few steps change
+    before = apart_from_surrogate(denoiser, tmp_path)
     with Stack.of(patch).on(pipe):
         assert apart_from_surrogate(denoiser, tmp_path) < before
-    assert fingerprint(pipe) == original
 
 
 def test_a_video_model_takes_a_patch_and_gives_it_back():
