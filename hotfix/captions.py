@@ -7,9 +7,8 @@ from torch import Tensor
 
 from hotfix.families import Call, Captions, Family, Size
 
-TOGETHER = (
-    2**26
-)  # bytes of conditions made at once: an encoder holds many times as many. 24 captions of SD 3 in 16 bits
+# Bytes of conditions made at once, for an encoder holds many times as many meanwhile: 24 captions of SD 3 in 16 bits.
+TOGETHER = 2**26
 
 
 def encode(family: Family, pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
