@@ -186,7 +186,7 @@ def steps(base: str, rounds: int, device: torch.device, backend: str) -> dict[st
                 began = clock(device)
                 measure()
                 took[way] = clock(device) - began
-            if step > 1:
+            if step > 1:  # the first round warms up
                 for way, spent in took.items():
                     found.setdefault(way, []).append(round(spent, 4))
             if step > rounds:

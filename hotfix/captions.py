@@ -1,4 +1,4 @@
-"""Captions to conditions, through a pipeline's own encoders: each once, and not too many at a time."""
+"""Captions to conditions, through a pipeline's own encoders: each of many alike once, and not too many at a time."""
 
 from typing import Any
 
@@ -13,6 +13,8 @@ TOGETHER = 2**26
 
 def encode(family: Family, pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
     """Conditions, one row for every caption; those of one caption alone are the same memory.
+
+    The first is encoded once more where there are others, to see how large its conditions are.
 
     Args:
         family: of the pipeline.

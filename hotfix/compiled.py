@@ -22,7 +22,8 @@ def compiled(model: nn.Module, backend: str) -> Iterator[None]:
         backend: of `torch.compile`; "" compiles nothing.
 
     Raises:
-        RecipeError: no such backend, or diffusers names no blocks of this network.
+        RecipeError: no such backend, diffusers names no blocks of this network, or the backend fails: "inductor" takes
+            a C++ compiler.
     """
     if not backend:
         yield
@@ -44,6 +45,11 @@ def compiled(model: nn.Module, backend: str) -> Iterator[None]:
             for block in blocks:
                 block.compile(backend=backend)
             yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        reason = str(error.inner_exception).strip().splitlines()[0]
+        raise RecipeError(
+            f"train.compile = {backend!r} failed: {reason}", hint="what it needs, or leave out train.compile"
+        ) from error
     finally:
         for block, call in zip(blocks, before, strict=True):
             block._compiled_call_impl = call

@@ -235,6 +235,19 @@ def test_a_build_through_compiled_blocks_is_the_build_and_leaves_none_compiled(t
     assert all(part._compiled_call_impl is None for part in Denoiser(pipe, recipe.base.call).model.modules())
 
 
+def test_a_compiler_that_fails_is_named_and_leaves_the_pipeline_as_it_was(tmp_path):
+    @torch._dynamo.register_backend
+    def failing(graph, _):
+        raise OSError("no such compiler")
+
+    pipe = pico.sd3()
+    state = fingerprint(pipe)
+    with pytest.raises(RecipeError, match="'failing' failed: no such compiler"):
+        build(make_recipe(tmp_path, "sd3", compile="failing"), pipe)
+    assert fingerprint(pipe) == state
+    assert all(part._compiled_call_impl is None for part in pipe.transformer.modules())
+
+
 @pytest.mark.parametrize(
     ("family", "compile", "words"), [("sd3", "gcc", "train.compile = 'gcc'"), ("ddpm", "eager", "names no blocks")]
 )
