@@ -11,17 +11,15 @@ from torch import Tensor
 
 from hotfix import editor, embedding, inpaint, pictures, surrogate
 from hotfix.augment import augmented
+from hotfix.bank import bank_captions, bank_pictures
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError
 from hotfix.gate import Chosen, Gate
-from hotfix.pipeline import prompts as known_prompts
 from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
 from hotfix.similarity import Similarity, inside, null, pixel, stranger, threshold
 
-BANK_STEPS = 8  # denoising steps for a retain picture: it is a place to stand on, not a print
-MOST_PROMPTS = 512
 MASK_LEVEL = 0.5  # noise at which the base still brings back what it has memorised
 VIEWS = 8  # of every forget picture, where train.augment names some kinds
 ADJACENT = 32  # pictures of the bank that a forget picture may lean towards
@@ -118,7 +116,7 @@ def prepare(recipe: Recipe, denoiser: Denoiser, stage: Callable[[str], None] = l
     given = None
     if recipe.surrogate.kind == "files":
         given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
-    captions, bank = _bank(recipe, denoiser)
+    captions, bank = bank_captions(recipe, denoiser), bank_pictures(recipe, denoiser)
     views = [look for i, picture in enumerate(forget) for look in _views(recipe, picture[None], seed + i)]
     shown = [*forget, *torch.cat(views)] if views else forget
     alike = torch.stack([drawings(picture, captions, bank) for picture in shown]).any(dim=0)
@@ -195,29 +193,6 @@ def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
     if given is None or len(given) != forgets:
         return given
     return given[i : i + 1]
-
-
-def bank_captions(recipe: Recipe, denoiser: Denoiser) -> list[str]:
-    """One for every picture of the bank, drawings of a forget picture among them."""
-    if recipe.retain.images:
-        return [""] * len(recipe.files(recipe.retain.images, "retain.images"))
-    if not denoiser.captioned:
-        return [""] * recipe.retain.size
-    names = recipe.retain.prompts or known_prompts(recipe.base.pipeline) or [""]
-    names = [name for name in names if name not in recipe.forget.captions][:MOST_PROMPTS]
-    return [names[i % len(names)] for i in range(max(recipe.retain.size, len(names)))]
-
-
-def _bank(recipe: Recipe, denoiser: Denoiser) -> tuple[list[str], Pictures]:
-    """Retain pictures and their captions: the user's, or the base's own drawings for the prompts it knows."""
-    captions = bank_captions(recipe, denoiser)
-    if recipe.retain.images:
-        return captions, pictures.load(recipe.files(recipe.retain.images, "retain.images"), denoiser.size)
-    generator = torch.Generator().manual_seed(recipe.train.seed)
-    shape = (len(captions), *denoiser.latent_shape)
-    x_T = torch.randn(shape, generator=generator).to(denoiser.device)
-    x_r = denoiser.denoise(x_T, 1.0, denoiser.embed(captions), steps=BANK_STEPS, guidance=denoiser.guidance)
-    return captions, denoiser.decode(x_r).cpu()
 
 
 def _target(

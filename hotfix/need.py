@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hotfix import cost
-from hotfix.case import VIEWS, bank_captions
+from hotfix.bank import bank_captions
+from hotfix.case import VIEWS
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.recipe import Recipe

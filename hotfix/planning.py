@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotfix import calibrate, case, cost, lora, need, pictures, surrogate, trial
+from hotfix import calibrate, cost, lora, need, pictures, surrogate, trial
+from hotfix.bank import bank_captions, bank_steps
 from hotfix.building import NOTHING, frozen
 from hotfix.calibrate import Window, chosen
 from hotfix.case import Case, Target
@@ -158,7 +159,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
 
 def before(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
     """The bank, t_lo (at most), the windows, and the base's own edits."""
-    bank, forgets = len(case.bank_captions(recipe, denoiser)), len(recipe.files(recipe.forget.images, "forget.images"))
+    bank, forgets = len(bank_captions(recipe, denoiser)), len(recipe.files(recipe.forget.images, "forget.images"))
     drawn = 0 if recipe.retain.images else bank
     each = calibrate.GRID * calibrate.NOISES
     if recipe.train.weight == "calibrated":
@@ -166,7 +167,7 @@ def before(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
         drawings = sum(math.ceil(calibrate.STEPS * level / calibrate.GRID) for level in levels)
         each += len(kinds) * drawings * calibrate.NOISES
     edits = (surrogate.BISECTIONS + 2) * surrogate.CANDIDATES if recipe.surrogate.kind == "sdedit" else 0
-    rows = drawn * case.BANK_STEPS * _asked(denoiser) + forgets * (each + edits * surrogate.STEPS)
+    rows = drawn * bank_steps(denoiser) * _asked(denoiser) + forgets * (each + edits * surrogate.STEPS)
     return rows, drawn + bank + forgets * (each + edits)
 
 
@@ -203,7 +204,7 @@ def _stand_in(recipe: Recipe, denoiser: Denoiser) -> tuple[Case, tuple[Window, .
     other = stranger(picture)[None]
     x_f, x_s = denoiser.encode(picture[None]), denoiser.encode(other)
     target = Target(picture, other, x_f, x_s, pixel(picture), null=0.0, tau=1.0, t_lo=0.0)
-    captions = tuple(case.bank_captions(recipe, denoiser)[: recipe.train.retain_batch])
+    captions = tuple(bank_captions(recipe, denoiser)[: recipe.train.retain_batch])
     n = len(captions)
     bank, x_r = other.expand(n, -1, -1, -1), x_s.expand(n, -1, -1, -1)
     made = Case((target,), tuple(recipe.forget.captions), captions, bank, x_r, torch.zeros(n, dtype=torch.bool))
