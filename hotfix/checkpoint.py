@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def keep(
     average: Tensor,
     optimizer: torch.optim.Optimizer,
     seen: Retained,
-    state: Mapping[str, float],
+    state: Mapping[str, Any],
 ) -> None:
     """Write the state, whole or not at all."""
     moments = optimizer.state[flat]
@@ -46,7 +47,7 @@ def keep(
 
 def restore(
     file: Path, flat: Tensor, average: Tensor, optimizer: torch.optim.Optimizer, seen: Retained
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Read a state into the factors, their average, the optimiser and what was retained; return the counters."""
     metadata, entries = container.read(file)
     tensors = to_torch(entries)

@@ -5,6 +5,7 @@ Every draw comes from the generator that is handed in.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -17,11 +18,14 @@ from hotfix.denoiser import Denoiser, sample
 from hotfix.lora import Adapter
 from hotfix.recipe import Train
 from hotfix.shapes import Latents, PerExample
+from hotfix.trial import Where
 
 KINDS = {"own": 0.35, "empty": 0.45, "random": 0.6}  # forget rows, each times the height of its window
 FINISH = 0.4  # share of the rows under its own caption that a sampler comes to from pure noise: noised from x_s itself
 WALKING = 0.5  # share of the others that the patched sampler goes on with before they are looked at,
 WALK = 2  # in so many steps
+FAILING = 0.5  # share of the rows where the last trial failed,
+NEARBY = 0.05  # up to so far from its level
 AS_IT_IS = 0.5  # share of the rows on the forget picture itself, where there are views of it
 LEANING = 0.3  # share of the rows that lean towards an adjacent picture, where there are some
 FARTHEST = 0.5  # longest shift, in units of ‖x_s - x_f‖: about what GUIDE allows
@@ -87,11 +91,15 @@ def forget_rows(
     conditions: Conditions,
     rows: int,
     generator: torch.Generator,
+    failing: Mapping[int, Where] = MappingProxyType({}),
 ) -> ForgetRows:
     """Draw states noised from x_f, many of which the patched sampler then takes to any level below.
 
     Below t_lo, too: nobody need be turned there who begins there, but who began above and has turned must not be pulled
     back by a base that knows only x_f. Under the target's own caption many are where drawings from pure noise end.
+
+    Half of a target's rows begin where its last trial failed (`failing`, by the target's number): often a corner of
+    what the windows spread rows over. Where that is pure noise, it says the kind of caption alone.
 
     A target with views is shown as one of them in half of the rows; one with adjacent pictures leans towards one of
     those in some, and its surrogate by as much.
@@ -102,12 +110,13 @@ def forget_rows(
     x, x_f, x_s, begun, t, finishing, blended, picked = [], [], [], [], [], [], [], []
     for _ in range(rows):
         which = int(torch.randint(len(case.targets), (), generator=generator))
-        one, kind = case.targets[which], kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
+        kind = kinds[int(torch.multinomial(shares[which] + FLOOR, 1, generator=generator))]
+        kind, level = _begun(windows[which], kind, failing.get(which), generator)
+        one, first = case.targets[which], level
         look = _look(one, generator)
         shift = _shift(one, look, generator)
         now, all_s = look.x_f[0] + shift, look.x_s + shift
         instead = all_s[torch.randint(len(all_s), (), generator=generator)]
-        first = level = windows[which].sample(kind, 1, generator)
         walk, walks, finishes = torch.rand(3, generator=generator).tolist()
         finished = kind == "own" and finishes < FINISH  # from pure noise
         if finished:
@@ -137,6 +146,15 @@ def forget_rows(
         torch.tensor(finishing, device=start.device),
         blended,
     )
+
+
+def _begun(window: Window, kind: str, failed: Where | None, generator: torch.Generator) -> tuple[str, Tensor]:
+    """The kind of caption and the noise level, (1,), at which a row begins: as calibrated, or where a trial failed."""
+    if failed is not None and float(torch.rand((), generator=generator)) < FAILING:
+        kind, level = failed
+        if level < 1:
+            return kind, (level + NEARBY * (2 * torch.rand(1, generator=generator) - 1)).clamp(max=1)
+    return kind, window.sample(kind, 1, generator)
 
 
 def _look(one: Target, generator: torch.Generator) -> Target:

@@ -182,8 +182,8 @@ def trials(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
             pictures += noises
     rounds = recipe.train.steps // TRIAL_EVERY
     times = (rounds + PASSES * (1 + trial.BISECTIONS)) * len(recipe.files(recipe.forget.images, "forget.images"))
-    drifts = (rounds + 1) * trial.DRIFT_ROWS if recipe.train.dual_rate else 0
-    return times * rows + drifts * trial.STEPS * _asked(denoiser), times * pictures + drifts
+    drifts = (rounds + min(rounds, trial.DRIFT_TURNS)) * trial.DRIFT_ROWS if recipe.train.dual_rate else 0
+    return times * rows + drifts * bank_steps(denoiser) * _asked(denoiser), times * pictures + drifts
 
 
 def _asked(denoiser: Denoiser) -> int:

@@ -29,7 +29,18 @@ class Retained:
         self.last.copy_(torch.cat([g_r[None], self.last])[: len(self.last)])
 
 
-def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequence[int], weight: float) -> Flat:
+def strictness(weight: float, dual_rate: float) -> float:
+    """κ, in [0, 1]: how much of a rule is applied.
+
+    Where the retain weight λ is the multiplier of drift <= budget, min(1, λ): a constraint that does not bind need not
+    stand in the way of what the target still lacks. Where it is a number that somebody chose, or 0 and stays so, 1.
+    """
+    return min(1.0, weight) if dual_rate and weight else 1.0
+
+
+def combine(
+    kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequence[int], weight: float, kappa: float
+) -> Flat:
     """The gradient to step along, (P,).
 
     Args:
@@ -39,7 +50,9 @@ def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequ
         seen: what the retain gradient has been, this step included.
         sizes: numbers of elements of the tensors that P is made of.
         weight: of the retain gradient.
+        kappa: how much of the rule is applied, in [0, 1].
     """
+    free = g_f + weight * g_r
     match kind:
         case "one-sided":
             g_f = project(g_f, onto=seen.mean)
@@ -51,4 +64,4 @@ def combine(kind: SurgeryKind, g_f: Flat, g_r: Flat, seen: Retained, sizes: Sequ
             g_f = orthogonal(g_f, to=seen.last)
         case "subspace" | "none":  # a subspace is shut in the factors themselves: hotfix/subspace.py
             pass
-    return g_f + weight * g_r
+    return torch.lerp(free, g_f + weight * g_r, kappa)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ from hotfix.recipe import Train
 from hotfix.robust import hardest, relearned
 from hotfix.shapes import Flat, PerExample, Pictures
 from hotfix.subspace import Directions, closed, retained
-from hotfix.surgery import Retained, combine
-from hotfix.trial import drift, failure, held_out, smallest_strength
+from hotfix.surgery import Retained, combine, strictness
+from hotfix.trial import DRIFT_TURNS, Where, drift, failure, held_out, smallest_strength
 
 AVERAGE = 0.95  # of the factors: Adam's last steps are noise, and noise is drift
 TRIAL_EVERY = 25
@@ -43,7 +44,7 @@ class Trained:
     passed: bool
     conflict_rate: float  # share of steps in which the forget gradient opposed the retain gradient
     cosine: float  # mean cosine between the two
-    opposed_steps: int  # realised steps with ⟨step, g_r⟩ > 0 after projection: 0, up to rounding
+    opposed_steps: int  # realised steps with ⟨step, g_r⟩ > 0: none while κ is 1, up to rounding
     readable: float  # share of the layers' input directions that the patch was free to read
 
 
@@ -86,16 +87,21 @@ def train(
     sizes = [p.numel() for p in adapter.parameters]
     seen = Retained.none(flat.data, options.memory if options.surgery == "orthogonal" else 0)
     average = flat.data.clone()
-    state = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0, "weight": options.retain_weight}
+    state: dict[str, Any] = {"step": 0, "passes": 0, "conflicts": 0, "cosines": 0.0, "opposed": 0}
+    state |= {"weight": options.retain_weight, "failing": []}
     if checkpoint is not None and processes.agreed(checkpoint.is_file()):
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
+    failing: dict[int, Where] = {target: (kind, level) for target, kind, level in state["failing"]}  # in the last trial
+    base: dict[int, Pictures] = {}
 
-    def kept() -> Pictures:
-        return held_out(denoiser, case, bank.rows, bank.near, options.seed)
+    def drifted(turn: int) -> float:
+        def drawn() -> Pictures:
+            return held_out(denoiser, case, bank.rows, bank.near, options.seed, turn)
 
-    if options.dual_rate:
-        with adapter.off():
-            base = kept()
+        if turn not in base:
+            with adapter.off():
+                base[turn] = drawn()
+        return drift(drawn(), base[turn])
 
     def loss(rows: ForgetRows) -> PerExample:
         return forget_loss(denoiser, bank, adapter, rows, options)
@@ -108,21 +114,19 @@ def train(
         """Of a mean over the whole batch, from this process's part of it."""
         return processes.total(adapter.gradient(part))[0]
 
-    suspects: dict[int, int] = {}  # target -> the part of a trial in which it failed last
-
     def passes(trials: Sequence[int]) -> bool:
-        for trial, i in product(trials, sorted(range(len(windows)), key=lambda i: i not in suspects)):
-            target, suspect = case.targets[i], suspects.get(i)
+        for trial, i in product(trials, sorted(range(len(windows)), key=lambda i: i not in failing)):
+            target, suspect = case.targets[i], failing.get(i)
             found = failure(denoiser, target, case, bank.forget, windows[i], options.seed + trial, suspect)
             if (found := processes.agreed(found)) is not None:
-                suspects[i] = found
+                failing[i] = found
                 return False
         return True
 
     while state["step"] < options.steps and state["passes"] < PASSES:
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
-        rows = forget_rows(denoiser, case, windows, bank.forget, options.batch, generator)
+        rows = forget_rows(denoiser, case, windows, bank.forget, options.batch, generator, failing)
         rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
         forget = mean(rows)
         g_f = adapter.gradient(forget)
@@ -139,24 +143,27 @@ def train(
         state["conflicts"] += int(g_f @ G < 0)
         state["cosines"] += float(cosine(g_f, G))
         before = flat.data.clone()
-        flat.grad = combine(options.surgery, g_f, g_r, seen, sizes, state["weight"])
+        kappa = strictness(state["weight"], options.dual_rate)
+        flat.grad = combine(options.surgery, g_f, g_r, seen, sizes, state["weight"], kappa)
         torch.nn.utils.clip_grad_norm_([flat], 1.0)
         for group in optimizer.param_groups:
             group["lr"] = options.lr * min(1.0, (step + 1) / 10) * (1 - 0.9 * step / options.steps)
         optimizer.step()
         move = shut(flat.data - before)  # Adam's scale is not the same along an input direction
         if options.surgery != "none":
-            move = hold(move, onto=G)
+            move = torch.lerp(move, hold(move, onto=G), kappa)
         flat.data.copy_(before + move)
         state["opposed"] += int(move @ G > 1e-5 * move.norm() * G.norm())
         average.lerp_(flat.data, 1 - AVERAGE)
         state["step"] = step + 1
         if state["step"] % TRIAL_EVERY == 0:
+            trial = state["step"] // TRIAL_EVERY
             adapter.set_flat(average)
-            state["passes"] = state["passes"] + 1 if passes([int(state["step"]) // TRIAL_EVERY]) else 0
+            state["passes"] = state["passes"] + 1 if passes([trial]) else 0
+            state["failing"] = [[target, *where] for target, where in failing.items()]
             goes_on = state["step"] < options.steps and state["passes"] < PASSES
             if options.dual_rate and goes_on:  # dual ascent on the constraint drift <= budget
-                over = processes.agreed(drift(kept(), base)) / drift_budget - 1
+                over = processes.agreed(drifted(trial % DRIFT_TURNS)) / drift_budget - 1
                 state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
             adapter.set_flat(flat.data)
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0 and processes.first():
@@ -172,7 +179,7 @@ def train(
             },
         )
     adapter.set_flat(shut(average))
-    last = int(state["step"]) // TRIAL_EVERY
+    last = state["step"] // TRIAL_EVERY
     again = range(last + 1 - PASSES, last + 1)  # those noises that ended the loop, if any did
     strength, passed = smallest_strength(adapter, lambda: passes(again), whole=state["passes"] == PASSES)
     steps = max(state["step"], 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hotfix import objective
+from hotfix.bank import bank_steps
 from hotfix.calibrate import Window
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser, sample
@@ -28,8 +29,12 @@ BLUR = 0.01  # of similarity: a surrogate as it is drawn may lie so much nearer 
 MARGIN = 0.01  # of similarity: so few noises know their own 95th percentile no better
 LOWEST, HIGHEST = 0.3, 0.9  # levels are spread between these, or from t_lo where that is higher
 HELD_OUT = 1_000_003  # added to the seed: noises that training never sees
-DRIFT_ROWS = 16
+DRIFT_ROWS = 8
+DRIFT_TURNS = 4  # so many sets of them take turns: one alone is right for its own noises, not on average
 BISECTIONS = 3
+
+
+Where = tuple[str, float]  # a kind of caption and a noise level
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class _Part:
     """What is drawn and judged together: noises of one level, under one kind of caption."""
 
     x_t: Latents  # (NOISES + MORE, C, H, W)
-    level: float
+    where: Where
     condition: Mapping[str, Tensor]
     guidance: float
     rightful: Tensor  # (NOISES + MORE,): so alike is what the caption asks for, or the surrogate
@@ -59,9 +64,9 @@ def failure(
     conditions: Mapping[str, Mapping[str, Tensor]],
     window: Window,
     seed: int,
-    suspect: int | None = None,
-) -> int | None:
-    """The number of the part of a trial in which the target or one of its views fails; None if they pass.
+    suspect: Where | None = None,
+) -> Where | None:
+    """Under which kind of caption and from which noise level the target or one of its views fails; None if they pass.
 
     It ends at the first failure and begins with the suspect, so that a trial that fails where the last one did costs
     little. Every part has its own draws: their order changes nothing else. A dozen of them tell what is far from the
@@ -82,7 +87,7 @@ def failure(
         conditions: kind of caption -> condition rows.
         window: for its t_lo.
         seed: of the noise.
-        suspect: the part that is tried first.
+        suspect: what is tried first.
     """
     generator = torch.Generator().manual_seed(seed + HELD_OUT)
     looks, turn = _looks(target)
@@ -99,9 +104,9 @@ def failure(
             rows, pick = sample(condition, len(x), generator)
             x_t = denoiser.noised(x, torch.full((len(x),), level, device=x.device), eps)
             guidance = denoiser.guidance if own else 1.0
-            parts.append(_Part(x_t, level, rows, guidance, rightful[pick], own and level == 1.0))
-    order = sorted(range(len(parts)), key=lambda i: i != suspect)  # a stable sort
-    return next((i for i in order if not _passes(denoiser, target, case, bank, parts[i])), None)
+            parts.append(_Part(x_t, (kind, level), rows, guidance, rightful[pick], own and level == 1.0))
+    parts.sort(key=lambda part: part.where != suspect)  # a stable sort
+    return next((part.where for part in parts if not _passes(denoiser, target, case, bank, part)), None)
 
 
 def _looks(target: Target) -> tuple[tuple[Target, ...], Tensor]:
@@ -118,7 +123,7 @@ def _bar(denoiser: Denoiser, target: Target, case: Case, bank: _Bank, part: _Par
         [torch.stack([look.similarity(surrogates) for look in looks]), bank.alike[:, bank.might]], dim=1
     )
     x_instead = torch.cat([*(look.x_s for look in looks), case.x_r[bank.might.to(case.x_r.device)]])
-    t = torch.full((len(part.x_t),), part.level, device=part.x_t.device)
+    t = torch.full((len(part.x_t),), part.where[1], device=part.x_t.device)
     odds = objective.posterior(part.x_t, x_instead, *denoiser.schedule(t)).cpu()
     usual = torch.tensor([look.null for look in looks])
     above = objective.left_out(odds, (instead - usual[:, None])[turn])
@@ -129,11 +134,12 @@ def _passes(denoiser: Denoiser, target: Target, case: Case, bank: _Bank, part: _
     """Whether its drawings stay below their bar, and from pure noise are the surrogate."""
     looks, turn = _looks(target)
     bar = _bar(denoiser, target, case, bank, part)
+    _, level = part.where
 
     def draw(some: slice) -> Pictures:
         rows = {key: value[some] for key, value in part.condition.items()}
-        steps = math.ceil(STEPS * part.level)
-        clean = denoiser.denoise(part.x_t[some], part.level, rows, steps=steps, guidance=part.guidance)
+        steps = math.ceil(STEPS * level)
+        clean = denoiser.denoise(part.x_t[some], level, rows, steps=steps, guidance=part.guidance)
         return denoiser.decode(clean).cpu()
 
     def over(drawn: Pictures) -> float:
@@ -201,14 +207,20 @@ def smallest_strength(adapter: Adapter, passes: Callable[[], bool], *, whole: bo
     return high, True
 
 
-def held_out(denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int) -> Pictures:
-    """Pictures of a few retain captions from held-out noise, half of them neighbours: drawn twice, they show drift."""
-    generator = torch.Generator().manual_seed(seed + 2 * HELD_OUT)
+def held_out(
+    denoiser: Denoiser, case: Case, rows: Mapping[str, Tensor], near_rows: Tensor, seed: int, turn: int
+) -> Pictures:
+    """Pictures of a few retain captions from held-out noise, half of them neighbours: drawn twice, they show drift.
+
+    Every turn, from 0 to DRIFT_TURNS - 1, has captions and noises of its own.
+    """
+    generator = torch.Generator().manual_seed(seed + (2 + turn) * HELD_OUT)
     near = near_rows[torch.randint(len(near_rows), (DRIFT_ROWS // 2,), generator=generator)]
     pick = torch.cat([near, torch.randint(len(case.retain), (DRIFT_ROWS // 2,), generator=generator)])
     x_T = torch.randn((DRIFT_ROWS, *case.x_r.shape[1:]), generator=generator).to(case.x_r.device)
     condition = {k: v[pick.to(v.device)] for k, v in rows.items()}
-    return denoiser.decode(denoiser.denoise(x_T, 1.0, condition, steps=STEPS, guidance=denoiser.guidance)).cpu()
+    clean = denoiser.denoise(x_T, 1.0, condition, steps=bank_steps(denoiser), guidance=denoiser.guidance)
+    return denoiser.decode(clean).cpu()
 
 
 def drift(drawn: Pictures, base: Pictures) -> float:

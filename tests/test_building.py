@@ -40,6 +40,7 @@ ALL_ON = {"surgery": "subspace", "adversarial_noises": 2, "adversarial_step": 0.
 @pytest.mark.parametrize(("family", "train"), [("ddpm", {}), ("sd3", {}), ("sd3", ALL_ON)], ids=["ddpm", "sd3", "all"])
 def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkeypatch, train):
     monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)  # where it failed is trained on from then on
     recipe = make_recipe(tmp_path, family, steps=7, **train)
     whole = build(recipe, pico.MAKE[family]())
     seen = []
@@ -112,7 +113,8 @@ def test_factors_have_alpha_equal_to_rank_and_only_plain_keys(patches):
     assert all(tensor.dtype == torch.float32 for tensor in metadata.values())
 
 
-def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family):
+def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family, monkeypatch):
+    monkeypatch.setattr("hotfix.losses.FAILING", 0.0)  # harder rows from the first trial on: no two losses are alike
     recipe = make_recipe(tmp_path, family, steps=60, batch=8, rank=8, lr=1e-2, retain_weight=0.0)
     facts = []
     build(recipe, pico.MAKE[family](), progress=lambda step, steps, now: facts.append(now["forget"]))
@@ -145,6 +147,14 @@ def test_without_surgery_steps_do_oppose_the_retain_gradient(tmp_path, monkeypat
     """Otherwise the tests above would show nothing."""
     facts = trained(make_recipe(tmp_path, "sd3", steps=12, surgery="none"), pico.sd3(), monkeypatch)
     assert facts.opposed_steps > 0
+
+
+@pytest.mark.parametrize(("budget", "rate", "opposes"), [(1.0, 10.0, True), (1e-6, 10.0, False), (1.0, 0.0, False)])
+def test_steps_may_oppose_it_only_while_the_drift_budget_does_not_bind(tmp_path, monkeypatch, budget, rate, opposes):
+    monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)
+    recipe = make_recipe(tmp_path, "sd3", steps=12, dual_rate=rate)
+    recipe = Recipe.parse(recipe.model_dump() | {"budget": {"drift": budget}}, folder=tmp_path)
+    assert (trained(recipe, pico.sd3(), monkeypatch).opposed_steps > 0) == opposes
 
 
 def test_a_surrogate_that_is_the_target_is_refused(tmp_path, family, pipe):

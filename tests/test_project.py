@@ -10,7 +10,7 @@ from torchjd.aggregation import DualProj, PCGrad, Sum, UPGrad
 from torchjd.linalg import DualConeProjector
 
 from hotfix.project import hold, orthogonal, per_tensor, project
-from hotfix.surgery import Retained, combine
+from hotfix.surgery import Retained, combine, strictness
 
 
 @st.composite
@@ -90,9 +90,9 @@ def two_directions(draw):
     return g, r + tilt * g
 
 
-def stepped(kind, g, r, weight):
+def stepped(kind, g, r, weight, kappa=1.0):
     """What the loop steps along when this step's retain gradient is all that it has seen."""
-    return combine(kind, g, r, Retained(mean=r, last=r[None]), [len(g)], weight)
+    return combine(kind, g, r, Retained(mean=r, last=r[None]), [len(g)], weight, kappa)
 
 
 ONLY_FORGET = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -118,6 +118,20 @@ def test_two_sided_is_torchjds_pcgrad_and_twice_its_upgrad(pair):
 @given(two_directions())
 def test_no_surgery_is_torchjds_sum(pair):
     torch.testing.assert_close(stepped("none", *pair, 1.0), Sum()(torch.stack(pair)))
+
+
+@given(two_directions(), st.floats(0, 1))
+@pytest.mark.parametrize("kind", ["one-sided", "two-sided", "per-tensor", "orthogonal"])
+def test_a_rule_applied_in_part_lies_between_itself_and_the_sum(kind, pair, kappa):
+    whole, nothing = stepped(kind, *pair, 0.5), stepped("none", *pair, 0.5)
+    assert torch.equal(stepped(kind, *pair, 0.5, kappa=0.0), nothing)
+    torch.testing.assert_close(stepped(kind, *pair, 0.5, kappa), nothing + kappa * (whole - nothing))
+
+
+@given(st.floats(0, 10), st.floats(0.01, 10))
+def test_a_rule_is_as_strict_as_the_multiplier_of_the_budget_and_whole_beside_a_chosen_weight(weight, rate):
+    assert strictness(weight, dual_rate=0.0) == strictness(0.0, rate) == 1
+    assert strictness(weight, rate) == (min(1, weight) if weight else 1)
 
 
 @given(gradient_pairs())

@@ -9,10 +9,11 @@ from atlas import tiles
 
 from hotfix import trial
 from hotfix.calibrate import chosen
+from hotfix.losses import NEARBY, forget_rows
 from hotfix.similarity import null, pixel
 
 T_LO = 0.7
-OWN = 3  # number of the part that begins with pure noise: after three levels under other captions
+OWN = ("own", 1.0)  # from pure noise
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +100,30 @@ def test_what_lies_far_from_its_bar_costs_a_quarter_of_what_comes_close(knows, c
         with counting(denoiser, costs):
             assert failed(knows, {"random": conditions["random"]}, turned) is None
     assert costs[1] == 4 * costs[0]
+
+
+def test_drift_is_looked_at_on_other_pictures_every_turn_in_as_many_steps_as_production(knows):
+    denoiser, case = knows
+    rows, near = denoiser.embed(case.retain_captions), torch.arange(len(case.retain))
+    first, again, other = (trial.held_out(denoiser, case, rows, near, 0, turn) for turn in (0, 0, 1))
+    assert torch.equal(first, again) and trial.drift(first, again) == 0
+    assert trial.drift(first, other) > 0
+    with counting(denoiser, asked := [0]):
+        trial.held_out(denoiser, case, rows, near, 0, 0)
+    each = 2 if denoiser.guidance > 1 else 1
+    assert asked[0] == each * trial.DRIFT_ROWS * denoiser.call["num_inference_steps"]
+
+
+def test_half_of_a_targets_rows_begin_where_its_last_trial_failed(knows, conditions):
+    denoiser, case = knows
+    windows = (chosen(denoiser, ["random"], "fixed", (0.2, 0.4), 0.0),)
+
+    def high(failing):
+        generator = torch.Generator().manual_seed(0)
+        among = {"random": conditions["random"]}
+        begun = forget_rows(denoiser, case, windows, among, 64, generator, failing).begun
+        assert (((begun - 0.9).abs() <= NEARBY) | (begun < 0.5)).all()
+        return int((begun > 0.5).sum())
+
+    assert 20 < high({0: ("random", 0.9)}) < 44
+    assert high({}) == high({1: ("random", 0.9)}) == 0
