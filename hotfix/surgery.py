@@ -52,7 +52,7 @@ def combine(
         weight: of the retain gradient.
         kappa: how much of the rule is applied, in [0, 1].
     """
-    free = g_f + weight * g_r
+    free = (weight * g_r).add_(g_f)
     match kind:
         case "one-sided":
             g_f = project(g_f, onto=seen.mean)
@@ -64,4 +64,4 @@ def combine(
             g_f = orthogonal(g_f, to=seen.last)
         case "subspace" | "none":  # a subspace is shut in the factors themselves: hotfix/subspace.py
             pass
-    return torch.lerp(free, g_f + weight * g_r, kappa)
+    return free.lerp_((weight * g_r).add_(g_f), kappa)  # in place: a plan counts the vectors that are held
