@@ -91,7 +91,7 @@ def train(
     state |= {"weight": options.retain_weight, "failing": []}
     if checkpoint is not None and processes.agreed(checkpoint.is_file()):
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
-    failing: dict[int, Where] = {target: (kind, level) for target, kind, level in state["failing"]}  # in the last trial
+    failing: dict[int, Where] = {i: (kind, t) for i, kind, t in state["failing"]}  # where each target failed last
     base: dict[int, Pictures] = {}
 
     def drifted(turn: int) -> float:
