@@ -25,6 +25,13 @@ def _requirement(text: str) -> str:
         raise ValueError(f"{text!r} is not a patch name with versions, such as face-0042>=1.2") from error
 
 
+def _steps(call: dict[str, int | float | str]) -> dict[str, int | float | str]:
+    steps = call.get("num_inference_steps", 1)
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"num_inference_steps is {steps!r}; wanted a whole number, 1 or more")
+    return call
+
+
 PatchName = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$", max_length=64)]
 PatchVersion = Annotated[str, AfterValidator(_pep440)]
 PatchRequirement = Annotated[str, AfterValidator(_requirement)]
@@ -33,6 +40,7 @@ View = Literal["shift", "zoom", "turn", "light", "mirror"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Revision = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
+Call = Annotated[dict[str, int | float | str], AfterValidator(_steps)]
 
 
 class _Section(BaseModel):
@@ -46,7 +54,7 @@ class Base(_Section):
     revision: Revision = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bits: Literal[4, 8] | None = None  # of the denoiser's weights, if fewer
-    call: dict[str, int | float | str] = {}
+    call: Call = {}
 
 
 class Forget(_Section):
@@ -63,7 +71,7 @@ class Editor(_Section):
 
     pipeline: str
     revision: Revision = ""
-    call: dict[str, int | float | str] = {}
+    call: Call = {}
 
 
 class Surrogate(_Section):

@@ -22,6 +22,14 @@ LEAST = {"name": "a", "base": {"pipeline": "hotfix:flags"}, "forget": {"images":
         ({"forget": {}}, "forget.images: this key is missing"),
         ({"forget": {"images": []}}, "forget.images"),
         ({"base": {"pipeline": "acme/model", "revision": "main"}}, "base.revision"),
+        (
+            {"base": {"pipeline": "acme/model", "call": {"num_inference_steps": "many"}}},
+            "base.call: .*'many'; wanted a whole",
+        ),
+        (
+            {"base": {"pipeline": "acme/model", "call": {"num_inference_steps": 0}}},
+            "base.call: .*num_inference_steps is 0",
+        ),
         ({"surrogate": {"kind": "magic"}}, "surrogate.kind"),
         ({"surrogate": {"kind": "files"}}, "surrogate.images is empty"),
         ({"budget": {"return_rate": 0}}, "budget.return_rate"),
