@@ -8,7 +8,7 @@ from hotfix.pipeline import prompts as known_prompts
 from hotfix.recipe import Recipe
 from hotfix.shapes import Pictures
 
-STEPS = 25  # at most: what pixel models draw in eight is a blur, and neither what must stay nor how strangers look
+STEPS = 25  # at most: in eight, pixel models draw softer and paler pictures than those that must stay
 MOST_PROMPTS = 512
 
 
