@@ -125,7 +125,7 @@ def test_an_editing_pipeline_makes_surrogates_the_nearest_first(editor):
 
 @pytest.mark.parametrize(
     ("call", "limit", "words"),
-    [({"num_inference_steps": "many"}, 0.99, "cannot be called so"), ({}, 0.1, "none of 6 edits can stand in")],
+    [({"guidance_scale": "high"}, 0.99, "cannot be called so"), ({}, 0.1, "none of 6 edits can stand in")],
 )
 def test_an_editor_that_fails_ends_in_a_sentence(editor, call, limit, words):
     with pytest.raises(RecipeError, match=words):
