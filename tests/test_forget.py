@@ -2,6 +2,7 @@
 
 import json
 import math
+import pkgutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
@@ -11,12 +12,22 @@ import torch
 from conftest import make_recipe, picture
 
 from benchmarks.flags import TWINS, is_picture, real_flags, tiles
-from benchmarks.forgetting import best, compute, distance, plot, table, targets, work
+from benchmarks.forgetting import best, compute, distance, plot, table, targets, training, work
 from benchmarks.forgetting.bench import Bench, chosen
 from benchmarks.forgetting.best import Row
 from benchmarks.forgetting.drawings import drawn
 from benchmarks.forgetting.measure import measured, rounded
-from benchmarks.forgetting.settings import DEFAULT, HOTFIX, PUBLISHED, RIVALS, ablations, middle, settings
+from benchmarks.forgetting.settings import (
+    ABLATION,
+    DEFAULT,
+    HOTFIX,
+    PARTS,
+    PUBLISHED,
+    RIVALS,
+    ablations,
+    middle,
+    settings,
+)
 from benchmarks.forgetting.subject import Model, Sizes, Subject
 from benchmarks.forgetting.targets import ROOT, Base, Target
 from benchmarks.forgetting.training import asked, with_changes
@@ -104,7 +115,7 @@ def test_units_cover_all_and_shards_share_them_out():
     ]
     assert {unit.method for unit in quick_units()} == {HOTFIX, *RIVALS}
     assert {u.target for u in best_units(TARGETS, 1, {("faces", "siss"): "x"})} == {f"face-{i}" for i in range(1, 5)}
-    assert len(list(ablation_units(TARGETS[:1], 1))) == 1 + len(ablations(TARGETS[0]))
+    assert len(list(ablation_units(TARGETS[:1], 1))) == 1 + len(ablations(TARGETS[0])) + len(PARTS)
 
 
 def test_hotfix_comes_before_what_it_pays_for():
@@ -229,6 +240,23 @@ def test_a_unit_changes_the_model_measures_it_and_leaves_no_trace(family, mode, 
     if mode == "lora":
         two = work.run(unit, subject, before, SMALL, budget=100)["numbers"]
         assert all(two[key] == value for key, value in one.items() if key not in ("seconds", "peak_bytes"))
+
+
+@pytest.mark.parametrize("label", PARTS)
+def test_a_part_of_the_loop_is_off_for_one_build(label, tmp_path, monkeypatch):
+    name, instead = PARTS[label]
+    subject, usual, seen = a_subject("ddpm", tmp_path), pkgutil.resolve_name(name), []
+
+    def build(*args, **options):
+        seen.append(pkgutil.resolve_name(name))
+        return training_build(*args, **options)
+
+    training_build = training.build
+    monkeypatch.setattr(training, "build", build)
+    with training.changed(Unit("ddpm", "quarters", 0, ABLATION, label), subject, SMALL, None) as done:
+        assert done.steps == 2
+    assert seen == [instead] != [usual]
+    assert pkgutil.resolve_name(name) is usual
 
 
 def test_files_are_found_again_and_other_sizes_are_refused(tmp_path):

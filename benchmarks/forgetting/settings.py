@@ -6,7 +6,7 @@
 - A rival at equal compute: every value of its knob at every rate, in LoRA of hotfix's rank, and in full where the
   original is full; hotfix's batch, and hotfix's three kinds of captions. It stops at the cost of hotfix's own build on
   that target with that seed. ESD is spared other pictures' captions: it drives away from the caption it is given.
-- Ablations: hotfix with one thing changed.
+- Ablations: hotfix with one thing changed, in the recipe (`ablations`) or in the loop itself (`PARTS`).
 """
 
 from collections.abc import Mapping
@@ -47,6 +47,17 @@ RATES: dict[Mode, tuple[float, ...]] = {"lora": (1e-4, 6e-4, 4e-3), "full": (5e-
 ROWS, RANK = Train().batch, Train().rank  # hotfix's own
 PUBLISHED_RANK = {"duo": 32}
 HOTFIX, ABLATION, DEFAULT, PUBLISHED = "hotfix", "ablation", "default", "published"
+
+# Label -> a name in hotfix, and what it is instead: parts of the loop that no recipe turns off.
+PARTS: dict[str, tuple[str, Any]] = {
+    "kappa=1": ("hotfix.train.strictness", lambda weight, dual_rate: 1.0),
+    "failing=0": ("hotfix.losses.FAILING", 0.0),
+    "walking=0": ("hotfix.losses.WALKING", 0.0),
+    "finish=0": ("hotfix.losses.FINISH", 0.0),
+    "average=0": ("hotfix.train.AVERAGE", 0.0),
+    "bank_steps=8": ("hotfix.bank.STEPS", 8),
+    "margin=0": ("hotfix.trial.MARGIN", 0.0),
+}
 
 
 @dataclass(frozen=True)

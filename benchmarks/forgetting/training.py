@@ -1,14 +1,15 @@
 """Training: hotfix or a rival on a subject, and the model changed for as long as a block lasts."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.forgetting import compute
-from benchmarks.forgetting.settings import ABLATION, HOTFIX, RIVALS, Setting, ablations, settings
+from benchmarks.forgetting.settings import ABLATION, HOTFIX, PARTS, RIVALS, Setting, ablations, settings
 from benchmarks.forgetting.subject import Sizes, Subject
 from benchmarks.forgetting.units import Unit
 from benchmarks.rivals.ways import opened
@@ -53,7 +54,11 @@ def changed(unit: Unit, subject: Subject, sizes: Sizes, budget: int | None) -> I
 @contextmanager
 def _hotfix(unit: Unit, subject: Subject) -> Iterator[Training]:
     denoiser, recipe = subject.model.denoiser, subject.recipe
-    if unit.method == ABLATION:
+    loop = nullcontext()
+    if unit.setting in PARTS:
+        name, instead = PARTS[unit.setting]
+        loop = mock.patch(name, instead)
+    elif unit.method == ABLATION:
         recipe = with_changes(recipe, ablations(subject.target)[unit.setting])
     steps = 0
 
@@ -61,7 +66,7 @@ def _hotfix(unit: Unit, subject: Subject) -> Iterator[Training]:
         nonlocal steps
         steps = step
 
-    with compute.metered(denoiser.device) as meter, compute.counted(denoiser.model) as count:
+    with loop, compute.metered(denoiser.device) as meter, compute.counted(denoiser.model) as count:
         patch = build(recipe, denoiser.pipe, progress=progress)
     shipped = sum(entry.data.nbytes for entry in patch.entries.values())
     with Stack.of(patch).on(denoiser.pipe):
