@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from hotfix.weights import sketched
 
 
 def path(folder: Path, recipe: Recipe, model: nn.Module, stack: Stack) -> Path:
-    """Where the state of this recipe, with these pictures, on these weights and patches is kept, for no other build."""
+    """Where the state of this recipe, with these pictures, on these weights and patches is kept, for no other build.
+
+    Nor for another version of hotfix: it would go on with another loop.
+    """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
     weights = {name: round(number, 3) for name, number in sketched(layers).items()}  # last digits vary with the threads
     wanted = recipe.model_dump(mode="json", exclude={"forget": {"held_out"}})  # those are never trained on
-    facts = [wanted, weights, [patch.id for patch in stack.patches]]
+    facts = [version("diffusion-hotfix"), wanted, weights, [patch.id for patch in stack.patches]]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for key, files in recipe.pictures().items():
         for file in files if key != "forget.held_out" else ():

@@ -91,7 +91,7 @@ def train(
     state |= {"weight": options.retain_weight, "failing": []}
     if checkpoint is not None and processes.agreed(checkpoint.is_file()):
         state = unfinished.restore(checkpoint, flat, average, optimizer, seen)
-    failing: dict[int, Where] = {i: (kind, t) for i, kind, t in state["failing"]}  # where each target failed last
+    failing: dict[int, Where] = {i: (kind, t) for i, kind, t in state.pop("failing")}  # where each target failed last
     base: dict[int, Pictures] = {}
 
     def drifted(turn: int) -> float:
@@ -160,14 +160,14 @@ def train(
             trial = state["step"] // TRIAL_EVERY
             adapter.set_flat(average)
             state["passes"] = state["passes"] + 1 if passes([trial]) else 0
-            state["failing"] = [[target, *where] for target, where in failing.items()]
             goes_on = state["step"] < options.steps and state["passes"] < PASSES
             if options.dual_rate and goes_on:  # dual ascent on the constraint drift <= budget
                 over = processes.agreed(drifted(trial % DRIFT_TURNS)) / drift_budget - 1
                 state["weight"] *= math.exp(options.dual_rate * max(-1.0, min(1.0, over)))
             adapter.set_flat(flat.data)
         if checkpoint is not None and state["step"] % CHECKPOINT_EVERY == 0 and processes.first():
-            unfinished.keep(checkpoint, flat, average, optimizer, seen, state)
+            where = [[i, *failed] for i, failed in failing.items()]
+            unfinished.keep(checkpoint, flat, average, optimizer, seen, state | {"failing": where})
         progress(
             state["step"],
             options.steps,

@@ -9,6 +9,7 @@ from conftest import make_recipe, picture
 
 from benchmarks.realised_step import measured
 from hotfix import case as cases
+from hotfix.bank import bank_pictures
 from hotfix.building import build
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
@@ -60,7 +61,7 @@ def test_a_killed_build_resumes_to_the_same_patch(tmp_path, family, pipe, monkey
     assert not list((tmp_path / "dist").iterdir())
 
 
-@pytest.mark.parametrize("changed", ["nothing", "recipe", "picture", "base"])
+@pytest.mark.parametrize("changed", ["nothing", "recipe", "picture", "base", "version"])
 def test_the_checkpoint_of_another_build_is_not_used(tmp_path, monkeypatch, changed):
     monkeypatch.setattr("hotfix.train.CHECKPOINT_EVERY", 2)
     seen = []
@@ -81,9 +82,21 @@ def test_the_checkpoint_of_another_build_is_not_used(tmp_path, monkeypatch, chan
         weight = next(p for p in Denoiser(pipe, {}).model.parameters() if p.dim() > 1)
         with torch.no_grad():
             weight.add_(0.1 * torch.randn_like(weight))
+    elif changed == "version":
+        monkeypatch.setattr("hotfix.checkpoint.version", lambda name: "0.0.1")
     with pytest.raises(Killed):
         build(recipe, pipe, checkpoint=tmp_path / "dist", progress=kill)
     assert seen == [1, 2, 3, 3 if changed == "nothing" else 1]
+
+
+@pytest.mark.parametrize(
+    ("call", "steps"), [({"num_inference_steps": 3}, 3), ({"num_inference_steps": 60}, 25), ({}, 25)]
+)
+def test_what_must_stay_is_drawn_in_the_steps_of_the_production_call_up_to_a_limit(tmp_path, call, steps):
+    denoiser, asked = Denoiser(pico.ddpm(), call), []
+    with denoiser.model.register_forward_pre_hook(lambda model, args: asked.append(len(args[0]))):
+        drawn = bank_pictures(make_recipe(tmp_path, "ddpm"), denoiser)
+    assert asked == [len(drawn)] * steps
 
 
 CHOICES = {"weight": "min-snr", "target": "hard", "responsibility": True}
