@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hotfix.errors import StackError
 from hotfix.patch import A, B
 from hotfix.snapshot import Product, Snapshot
-from hotfix.weights import dense, refuse_quantised
+from hotfix.weights import dense, refuse_unwritable
 
 LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the weights
 SAMPLE = 256  # numbers of each weight that are compared to see that nobody else wrote to it
@@ -102,9 +102,10 @@ class Kept:
         """Write a snapshot into the weights; layers that it does not speak of get their originals back.
 
         Raises:
-            StackError: too little of the change would survive, or the weights are quantised. Nothing was written.
+            StackError: too little of the change would survive, or the weights are quantised or split up. Nothing was
+                written.
         """
-        refuse_quantised(snapshot.layers)
+        refuse_unwritable(snapshot.layers)
         folded: dict[nn.Module, Tensor] = {}
         norms: dict[torch.dtype, list[tuple[float, float]]] = {}
         for layer, product in snapshot.layers.items():  # one pass: nothing is written before all is known to survive

@@ -13,7 +13,7 @@ from hotfix.errors import SaveError
 from hotfix.fold import delta, refuse_drowning, survival
 from hotfix.patch import A, B
 from hotfix.stack import Stack
-from hotfix.weights import refuse_quantised
+from hotfix.weights import refuse_unwritable
 
 
 def fold(stack: Stack, pipe: Any, dtype: torch.dtype, allow_related_base: bool) -> None:
@@ -21,7 +21,7 @@ def fold(stack: Stack, pipe: Any, dtype: torch.dtype, allow_related_base: bool) 
 
     Raises:
         HotfixError: `stack.check` found a problem.
-        StackError: too little of the change would survive the rounding, or the weights are quantised.
+        StackError: too little of the change would survive the rounding, or the weights are quantised or split up.
     """
     stack.check(pipe, allow_related_base=allow_related_base)
     changes: dict[Tensor, Tensor] = {}
@@ -29,7 +29,7 @@ def fold(stack: Stack, pipe: Any, dtype: torch.dtype, allow_related_base: bool) 
         model = getattr(pipe, patch.manifest.base.component)
         for name in patch.layers:
             layer = beside.innermost(model, name.removeprefix(f"{patch.manifest.base.component}."))
-            refuse_quantised([layer])
+            refuse_unwritable([layer])
             weight = layer.weight
             change = delta(patch.tensors[name + A], patch.tensors[name + B])
             changes[weight] = changes.get(weight, torch.zeros_like(change)) + change

@@ -23,10 +23,13 @@ def quantised(layer: nn.Linear | nn.Conv2d) -> bool:
     return few or type(weight.data).__module__.startswith("torchao.")
 
 
-def refuse_quantised(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
-    """Raise StackError where a change would have to be written into quantised weights."""
-    if any(map(quantised, layers)):
-        raise StackError("the weights are quantised", hint="put the stack on beside them instead")
+def refuse_unwritable(layers: Iterable[nn.Linear | nn.Conv2d]) -> None:
+    """Raise StackError where a change would have to be written into weights that are quantised, or split up."""
+    for layer in layers:
+        if quantised(layer):
+            raise StackError("the weights are quantised", hint="put the stack on beside them instead")
+        if hasattr(layer.weight, "full_tensor"):
+            raise StackError("processes share the weights out", hint="put the stack on beside them instead")
 
 
 def dense(layer: nn.Linear | nn.Conv2d) -> Tensor:

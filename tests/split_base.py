@@ -11,7 +11,9 @@ from conftest import make_recipe
 from hotfix import processes
 from hotfix.building import build
 from hotfix.denoiser import Denoiser
+from hotfix.errors import StackError
 from hotfix.sharded import shard
+from hotfix.stack import Stack
 
 assert processes.split()
 for family in sys.argv[1:]:
@@ -27,6 +29,14 @@ for family in sys.argv[1:]:
     torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=1e-6)
     one, two = build(recipe, whole), build(recipe, pipe)
     torch.testing.assert_close(dict(two.tensors), dict(one.tensors), rtol=1e-3, atol=1e-5)
+    before = {key: p.to_local().clone() for key, p in alike[1].model.named_parameters()}
+    try:
+        Stack.of(two).apply(pipe, fold=True)
+    except StackError as error:
+        assert "share the weights out" in str(error)
+    else:
+        raise AssertionError("folded into weights that are split up")
+    assert all(torch.equal(p.to_local(), before[key]) for key, p in alike[1].model.named_parameters())
     said = one.manifest, two.manifest
     assert said[0].base == said[1].base and said[0].merge_survival == said[1].merge_survival
     print(family, "is built on")
