@@ -78,8 +78,8 @@ def build(
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")
-        found = windows(denoiser, case, recipe.train)
         bank = Bank.of(denoiser, case)
+        found = windows(denoiser, case, recipe.train, bank.forget)
         stage("training")
         state = None
         if checkpoint is not None:

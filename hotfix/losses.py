@@ -55,7 +55,14 @@ class Bank:
     def of(cls, denoiser: Denoiser, case: Case) -> Self:
         """Of a case, with the pipeline's own encoders."""
         rows, empty = denoiser.embed(case.retain_captions), denoiser.embed([""])
-        forget = {kind: denoiser.embed(captions) for kind, captions in case.forget_kinds().items()}
+        place = {caption: i for i, caption in enumerate(case.retain_captions)}
+
+        def encoded(captions: Sequence[str]) -> Mapping[str, Tensor]:
+            if not place.keys() >= set(captions):
+                return denoiser.embed(captions)
+            return {key: value[[place[caption] for caption in captions]] for key, value in rows.items()}
+
+        forget = {kind: encoded(captions) for kind, captions in case.forget_kinds().items()}
         return cls(case.others[0], neighbours(case), rows, empty, forget)
 
 

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotfix import building, cost, denoiser, trial
 from hotfix.aside import aside
+from hotfix.bank import bank_captions
 from hotfix.building import build
 from hotfix.calibrate import GRID, NOISES, chosen
+from hotfix.captions import encode
 from hotfix.case import prepare
 from hotfix.cli import main
 from hotfix.demo import fingerprint
@@ -186,6 +188,21 @@ def test_conditions_that_a_build_keeps_are_planned_for(tmp_path, prompts):
     tensors = [tensor for rows in (bank.rows, bank.empty, *bank.forget.values()) for tensor in rows.values()]
     there = {place: size for tensor in tensors for place, size in stored(tensor).items()}
     assert sum(there.values()) == plan(recipe, pipe).need.there["encoded prompts"]
+
+
+def test_captions_of_what_must_stay_are_encoded_once_to_draw_them_and_once_for_the_loop(recipe, pipe, monkeypatch):
+    asked = []
+
+    def noted(family, pipe, captions, size, call):
+        asked.extend(set(captions))
+        return encode(family, pipe, captions, size, call)
+
+    monkeypatch.setattr("hotfix.denoiser.encoded", noted)
+    build(recipe, pipe)
+    ready = Denoiser(pipe, recipe.base.call)
+    others = set(bank_captions(recipe, ready)) - {""}
+    assert bool(others) == ready.captioned
+    assert all(asked.count(caption) == 2 for caption in others)
 
 
 # In a step
