@@ -50,9 +50,10 @@ from hotfix.building import build, frozen  # noqa: E402
 from hotfix.case import prepare  # noqa: E402
 from hotfix.compiled import compiled  # noqa: E402
 from hotfix.denoiser import Denoiser  # noqa: E402
-from hotfix.losses import Bank, forget_rows, retain_states, walked  # noqa: E402
+from hotfix.losses import walked  # noqa: E402
 from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
+from hotfix.rows import Bank, forget_rows, retain_states  # noqa: E402
 from hotfix.scoring import hardware  # noqa: E402
 from hotfix.windows import windows  # noqa: E402
 

@@ -16,11 +16,11 @@ from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError, StackError
 from hotfix.fold import survivals
-from hotfix.losses import Bank
 from hotfix.manifest import BaseIdentity, Manifest, Scope, now
 from hotfix.patch import A, Patch, digest, from_torch
 from hotfix.recipe import Recipe
 from hotfix.report import Build
+from hotfix.rows import Bank
 from hotfix.stack import Stack, applied
 from hotfix.subspace import Directions, read_by, seed_above
 from hotfix.train import Trained, train

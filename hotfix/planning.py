@@ -25,9 +25,10 @@ from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.lora import Adapter
-from hotfix.losses import Bank, forget_loss, forget_rows, retain_loss, retain_states
+from hotfix.losses import forget_loss, retain_loss
 from hotfix.need import Need
 from hotfix.recipe import Recipe
+from hotfix.rows import Bank, forget_rows, retain_states
 from hotfix.similarity import pixel, stranger
 from hotfix.stack import Stack
 from hotfix.train import PASSES, TRIAL_EVERY, train

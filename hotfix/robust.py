@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import ForgetRows
 from hotfix.objective import length
+from hotfix.rows import ForgetRows
 from hotfix.shapes import Flat, PerExample
 
 Loss = Callable[[ForgetRows], PerExample]

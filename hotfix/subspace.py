@@ -19,9 +19,9 @@ from hotfix import beside
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import Bank, retain_states
 from hotfix.patch import A
 from hotfix.project import leading, without
+from hotfix.rows import Bank, retain_states
 from hotfix.shapes import Flat
 from hotfix.stack import Stack
 from hotfix.weights import shape

@@ -20,10 +20,11 @@ from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
-from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows, retain_loss, retain_states
+from hotfix.losses import denoising, forget_loss, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
 from hotfix.robust import hardest, relearned
+from hotfix.rows import Bank, ForgetRows, forget_rows, retain_states
 from hotfix.shapes import Flat, PerExample, Pictures
 from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine, strictness

@@ -127,7 +127,7 @@ def test_factors_have_alpha_equal_to_rank_and_only_plain_keys(patches):
 
 
 def test_training_moves_the_endpoint_towards_the_surrogate(tmp_path, family, monkeypatch):
-    monkeypatch.setattr("hotfix.losses.FAILING", 0.0)  # harder rows from the first trial on: no two losses are alike
+    monkeypatch.setattr("hotfix.rows.FAILING", 0.0)  # harder rows from the first trial on: no two losses are alike
     recipe = make_recipe(tmp_path, family, steps=60, batch=8, rank=8, lr=1e-2, retain_weight=0.0)
     facts = []
     build(recipe, pico.MAKE[family](), progress=lambda step, steps, now: facts.append(now["forget"]))

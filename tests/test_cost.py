@@ -22,9 +22,9 @@ from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError, RecipeError
 from hotfix.lora import attached
-from hotfix.losses import Bank
 from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
+from hotfix.rows import Bank
 from hotfix.train import PASSES, TRIAL_EVERY
 from hotfix.weights import stored
 from hotfix.windows import windows

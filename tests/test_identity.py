@@ -15,11 +15,11 @@ from hotfix.case import VIEWS, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.describe import describe, summary
 from hotfix.errors import ForgetConflict, RecipeError
-from hotfix.losses import FARTHEST, forget_rows
 from hotfix.patch import Patch
 from hotfix.pictures import from_image, to_images
 from hotfix.recipe import Recipe
 from hotfix.report import Report
+from hotfix.rows import FARTHEST, forget_rows
 from hotfix.scoring import score
 from hotfix.similarity import pixel
 from hotfix.stack import Stack

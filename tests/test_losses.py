@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hotfix.denoiser import Denoiser
-from hotfix.losses import ForgetRows, walked
+from hotfix.losses import walked
+from hotfix.rows import ForgetRows
 
 
 @pytest.fixture

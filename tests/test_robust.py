@@ -13,8 +13,9 @@ from hotfix.building import build
 from hotfix.calibrate import chosen
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
-from hotfix.losses import Bank, ForgetRows, denoising, forget_loss, forget_rows
+from hotfix.losses import denoising, forget_loss
 from hotfix.robust import hardest, relearned
+from hotfix.rows import Bank, ForgetRows, forget_rows
 
 
 @dataclass

@@ -9,7 +9,7 @@ from atlas import tiles
 
 from hotfix import trial
 from hotfix.calibrate import chosen
-from hotfix.losses import NEARBY, forget_rows
+from hotfix.rows import NEARBY, forget_rows
 from hotfix.similarity import null, pixel
 
 T_LO = 0.7

@@ -51,9 +51,9 @@ HOTFIX, ABLATION, DEFAULT, PUBLISHED = "hotfix", "ablation", "default", "publish
 # Label -> a name in hotfix, and what it is instead: parts of the loop that no recipe turns off.
 PARTS: dict[str, tuple[str, Any]] = {
     "kappa=1": ("hotfix.train.strictness", lambda weight, dual_rate: 1.0),
-    "failing=0": ("hotfix.losses.FAILING", 0.0),
-    "walking=0": ("hotfix.losses.WALKING", 0.0),
-    "finish=0": ("hotfix.losses.FINISH", 0.0),
+    "failing=0": ("hotfix.rows.FAILING", 0.0),
+    "walking=0": ("hotfix.rows.WALKING", 0.0),
+    "finish=0": ("hotfix.rows.FINISH", 0.0),
     "average=0": ("hotfix.train.AVERAGE", 0.0),
     "bank_steps=8": ("hotfix.bank.STEPS", 8),
     "margin=0": ("hotfix.trial.MARGIN", 0.0),
