@@ -13,6 +13,15 @@ from hotfix.errors import RecipeError
 GRAPHS = 64
 
 
+def check(backend: str) -> None:
+    """Raise RecipeError where there is no such backend of `torch.compile`; "" compiles nothing."""
+    if backend and backend not in torch.compiler.list_backends(()):  # those for debugging, too
+        known = " | ".join(torch.compiler.list_backends())
+        raise RecipeError(
+            f"train.compile = {backend!r} is no backend of torch.compile", wanted=known, hint='"inductor"'
+        )
+
+
 @contextmanager
 def compiled(model: nn.Module, backend: str) -> Iterator[None]:
     """Compile every block, and take the graphs off again: all blocks of a kind share theirs.
@@ -28,11 +37,7 @@ def compiled(model: nn.Module, backend: str) -> Iterator[None]:
     if not backend:
         yield
         return
-    if backend not in torch.compiler.list_backends(()):  # those for debugging, too
-        known = " | ".join(torch.compiler.list_backends())
-        raise RecipeError(
-            f"train.compile = {backend!r} is no backend of torch.compile", wanted=known, hint='"inductor"'
-        )
+    check(backend)
     names = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
     blocks = [part for part in model.modules() if type(part).__name__ in names]
     if not blocks:

@@ -75,11 +75,12 @@ def load_pipeline(
             (`hotfix.sharded`).
 
     Raises:
-        HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits or
-            splitting up need is missing.
+        HotfixError: nothing there, a Hub id without a commit, more weights than memory is free, or what fewer bits,
+            splitting up or the recipe's `train.compile` need is missing.
     """
+    backend = ""
     if isinstance(source, Recipe):
-        source = source.base
+        source, backend = source.base, source.train.compile
     name = "float32"
     if isinstance(source, Base):
         source, revision, name, bits = source.pipeline, source.revision, source.dtype, bits or source.bits
@@ -89,6 +90,9 @@ def load_pipeline(
     import torch
     from diffusers import DiffusionPipeline
 
+    from hotfix import compiled
+
+    compiled.check(backend)
     if split and not torch.distributed.is_initialized():
         raise HotfixError(
             "there are no other processes to split the base up among", hint="accelerate launch --use_fsdp"

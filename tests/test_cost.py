@@ -24,6 +24,7 @@ from hotfix.errors import HotfixError, RecipeError
 from hotfix.lora import attached
 from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
+from hotfix.recipe import Recipe
 from hotfix.rows import Bank
 from hotfix.train import PASSES, TRIAL_EVERY
 from hotfix.weights import stored
@@ -273,6 +274,14 @@ def test_what_cannot_be_compiled_is_refused_before_anything_is_drawn(tmp_path, f
     with pytest.raises(RecipeError, match=words):
         build(recipe, pico.FAMILIES[family](), stage=said.append)
     assert not said
+
+
+def test_a_backend_that_is_none_is_refused_before_the_base_is_loaded(saved, monkeypatch):
+    monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", None)
+    text = (saved / "recipe.toml").read_text().replace("rank = 2", 'rank = 2, compile = "gcc"')
+    (saved / "recipe.toml").write_text(text)
+    with pytest.raises(RecipeError, match="'gcc' is no backend"):
+        load_pipeline(Recipe.load(saved / "recipe.toml"))
 
 
 def test_no_graph_is_kept_below_the_first_layer_that_is_trained(tmp_path):
