@@ -102,6 +102,11 @@ def middle(method: str) -> str:
     return label(method, "lora", RATES["lora"][1], RIVALS[method].SWEEP[len(RIVALS[method].SWEEP) // 2])
 
 
+def changes(target: Target) -> list[str]:
+    """The labels of all ablations."""
+    return [*ablations(target), *PARTS]
+
+
 def ablations(target: Target) -> dict[str, dict[str, Any]]:
     """Label -> changes to the recipe, one thing at a time."""
     train: dict[str, tuple[Any, ...]] = {

@@ -3,17 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.forgetting.settings import (
-    ABLATION,
-    DEFAULT,
-    HOTFIX,
-    PARTS,
-    PUBLISHED,
-    RIVALS,
-    ablations,
-    middle,
-    settings,
-)
+from benchmarks.forgetting.settings import ABLATION, DEFAULT, HOTFIX, PUBLISHED, RIVALS, changes, middle, settings
 from benchmarks.forgetting.targets import Target
 
 
@@ -65,7 +55,7 @@ def ablation_units(targets: Iterable[Target], seeds: int) -> Iterator[Unit]:
     for target in targets:
         for seed in range(seeds):
             yield Unit(target.base, target.name, seed, HOTFIX, DEFAULT)
-            for change in (*ablations(target), *PARTS):
+            for change in changes(target):
                 yield Unit(target.base, target.name, seed, ABLATION, change)
 
 
