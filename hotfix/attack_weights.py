@@ -10,7 +10,7 @@ from hotfix import lora
 from hotfix.attack_noise import BATCH, drawn_from, noise
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
-from hotfix.losses import denoising
+from hotfix.losses import denoising, evenly
 from hotfix.partial import cycled
 from hotfix.shapes import Latents, Pictures
 
@@ -41,7 +41,7 @@ def denoising_loss(denoiser: Denoiser, x: Latents, rows: Mapping[str, Tensor], g
     """Mean of a batch of x under its rows, or under one row for all."""
     pick = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
     rows = {k: v[pick] if len(v) == len(x) else v.expand(BATCH, *v.shape[1:]) for k, v in rows.items()}
-    return denoising(denoiser, x[pick], rows, generator).mean()
+    return denoising(denoiser, x[pick], *evenly(x[pick], generator), rows).mean()
 
 
 def trained(adapter: lora.Adapter, loss: Callable[[], Tensor], steps: int) -> None:

@@ -22,9 +22,9 @@ from hotfix.families import FAMILIES, FLOW, Rows, known
 from hotfix.objective import ddim
 from hotfix.shapes import Latents, Pictures
 
-BATCH = 64  # rows per forward pass when nothing is learned
 USUAL = 1024  # pixels to a side, where neither network nor pipeline says
-PIXELS = 2**21  # that the VAE is given at once: of 8 pictures of 512 x 512 one layer alone makes 1 GiB in float32
+BATCH = 64  # rows per forward pass when nothing is learned, and no more than of
+PIXELS = 2**21  # pixels: of 8 pictures of 512 x 512 one layer of a VAE alone makes 1 GiB in float32
 
 Keep = tuple[Latents, Tensor] | None  # a known latent, and where it need not stay
 
@@ -199,19 +199,19 @@ class Denoiser:
         """Pixels in [-1, 1] to latents, deterministically."""
         if (vae := self.vae) is None:
             return pictures.to(self.device)
-        return torch.cat([latents.encode(vae, some) for some in pictures.split(self._together)])
+        return torch.cat([latents.encode(vae, pictures[part]) for part in self.parts(len(pictures), len(pictures))])
 
     @torch.no_grad()
     def decode(self, x: Latents) -> Pictures:
         """Latents to pixels in [-1, 1]."""
         if (vae := self.vae) is None:
             return x.clamp(-1, 1)
-        return torch.cat([latents.decode(vae, some) for some in x.split(self._together)])
+        return torch.cat([latents.decode(vae, x[part]) for part in self.parts(len(x), len(x))])
 
-    @property
-    def _together(self) -> int:
-        """Pictures that the VAE is given at once."""
-        return max(1, PIXELS // (self.size[0] * self.size[1]))
+    def parts(self, rows: int, most: int = BATCH) -> list[slice]:
+        """Rows that go through a network at once, where nothing is learned."""
+        n = max(1, min(most, PIXELS // (self.size[0] * self.size[1])))
+        return [slice(first, first + n) for first in range(0, rows, n)]
 
     @torch.no_grad()
     def denoise(
@@ -234,8 +234,7 @@ class Denoiser:
 
         def some(rows: Sequence[int]) -> Latents:
             clean = []
-            for first in range(0, len(rows), BATCH):
-                part = list(rows[first : first + BATCH])
+            for part in (list(rows[part]) for part in self.parts(len(rows))):
                 said = {key: value[part] for key, value in condition.items()}
                 clean.append(self._clean(x_t[part], t, said, null, steps, guidance, keep))
             return torch.cat(clean)
@@ -270,9 +269,9 @@ class Denoiser:
             )
         drawn = []
         with _quiet(self.pipe):
-            for first in range(0, len(seeds), BATCH):
-                generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[first : first + BATCH]]
-                words = captions[first : first + BATCH] if self.captioned else [""] * len(generators)
+            for part in self.parts(len(seeds)):
+                generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
+                words = captions[part] if self.captioned else [""] * len(generators)
                 asked = FAMILIES[self.family].ask(self.pipe, words)
                 images = self.pipe(**asked, generator=generators, output_type="pt", **self.call).images
                 drawn.append(images.float().cpu() * 2 - 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hotfix import objective
-from hotfix.denoiser import BATCH, Denoiser
+from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
 from hotfix.shapes import PerExample, Picture, Pictures
 from hotfix.similarity import Similarity
@@ -37,7 +37,8 @@ def error(denoiser: Denoiser, pictures: Pictures, seed: int) -> PerExample:
     generator = torch.Generator().manual_seed(seed)
     noises = [torch.randn((1, *denoiser.latent_shape), generator=generator).to(denoiser.device) for _ in LEVELS]
     empty, errors = denoiser.embed([""]), []
-    for x in denoiser.encode(pictures).split(BATCH):
+    encoded = denoiser.encode(pictures)
+    for x in (encoded[part] for part in denoiser.parts(len(encoded))):
         rows = {k: v.expand(len(x), *v.shape[1:]) for k, v in empty.items()}
         total = torch.zeros(len(x), device=x.device)
         for level, eps in zip(LEVELS, noises, strict=True):

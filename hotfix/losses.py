@@ -58,15 +58,17 @@ def forget_loss(denoiser: Denoiser, bank: Bank, adapter: Adapter, rows: ForgetRo
     return loss
 
 
-def denoising(
-    denoiser: Denoiser, x: Latents, condition: Mapping[str, Tensor], generator: torch.Generator
-) -> PerExample:
-    """The ordinary denoising loss of every row, weighed as the forget loss is, at noise levels drawn evenly.
+def evenly(x: Latents, generator: torch.Generator) -> tuple[Tensor, Latents]:
+    """A noise level in (0, 1], drawn evenly, and a noise for every row: (B,) and (B, C, H, W)."""
+    t = (1 - torch.rand(len(x), generator=generator)).to(x.device)
+    return t, torch.randn(x.shape, generator=generator).to(x.device)
+
+
+def denoising(denoiser: Denoiser, x: Latents, t: Tensor, eps: Latents, condition: Mapping[str, Tensor]) -> PerExample:
+    """The ordinary denoising loss of every row, weighed as the forget loss is.
 
     Nothing in a build minimises it: it is what someone does who trains a picture back in.
     """
-    t = (1 - torch.rand(len(x), generator=generator)).to(x.device)
-    eps = torch.randn(x.shape, generator=generator).to(x.device)
     return objective.endpoint(denoiser.x_hat(denoiser.noised(x, t, eps), t, condition), x, denoiser.weight(t))
 
 

@@ -47,8 +47,12 @@ def losses(denoiser: Denoiser, stack: Stack, case: Case, seed: int) -> list[Memb
         at = torch.full((len(x),), t, device=x.device)
 
         def loss(at: Tensor = at) -> list[list[float]]:
-            x_hat = denoiser.x_hat(denoiser.noised(x, at, eps), at, condition)
-            return (x_hat - x).square().flatten(1).mean(dim=1).view(len(rows), NOISES).tolist()
+            x_t, errors = denoiser.noised(x, at, eps), []
+            for part in denoiser.parts(len(x)):
+                said = {key: value[part] for key, value in condition.items()}
+                x_hat = denoiser.x_hat(x_t[part], at[part], said)
+                errors.append((x_hat - x[part]).square().flatten(1).mean(dim=1))
+            return torch.cat(errors).view(len(rows), NOISES).tolist()
 
         before = loss()
         with stack.on(denoiser.pipe):

@@ -37,7 +37,7 @@ from hotfix.weights import stored
 STEPS = 3  # that are timed, after one that is not
 KEPT = "kept for the backward pass"
 FEWER = (
-    "train.gradient_checkpointing, a smaller train.batch and train.retain_batch, a smaller train.rank, "
+    "train.micro_batch = 1, train.gradient_checkpointing, a smaller train.rank, "
     'base.dtype = "bfloat16", or base.bits = 8'
 )
 UNTIMED = ("inpaint", "latent", "editor")  # surrogates that take as long as they take
@@ -216,10 +216,14 @@ def _stand_in(recipe: Recipe, denoiser: Denoiser) -> tuple[Case, tuple[Window, .
 def _kept(
     recipe: Recipe, denoiser: Denoiser, stand_in: Case, windows: tuple[Window, ...], bank: Bank, adapter: Adapter
 ) -> int:
-    """Bytes that the larger of the two losses keeps; temporary results of a pass come on top."""
+    """Bytes that the larger of the two losses keeps, of as many rows as are learnt from at once.
+
+    Temporary results of a pass come on top.
+    """
     options, generator = recipe.train, torch.Generator().manual_seed(0)
-    rows = forget_rows(denoiser, stand_in, windows, bank.forget, options.batch, generator)
-    states = retain_states(denoiser, stand_in, bank, options.retain_batch, generator)
+    batch, retain_batch = (min(options.micro_batch or n, n) for n in (options.batch, options.retain_batch))
+    rows = forget_rows(denoiser, stand_in, windows, bank.forget, batch, generator)
+    states = retain_states(denoiser, stand_in, bank, retain_batch, generator)
     return max(
         kept(denoiser.model, lambda: forget_loss(denoiser, bank, adapter, rows, options)),
         kept(denoiser.model, lambda: retain_loss(denoiser, adapter, *states)),

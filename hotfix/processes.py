@@ -7,6 +7,7 @@ numbers. What decides how the program goes on is the first process's word. Alone
 import atexit
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -61,16 +62,27 @@ def spread(rows: int, of: Callable[[Sequence[int]], Tensor]) -> Tensor:
     return gather(mine.to(device()).contiguous())[:rows].to(mine.device)
 
 
-def share(rows: int, name: str) -> slice:
-    """The rows that this process learns from.
+def share(rows: int, name: str, micro: int = 0) -> list[slice]:
+    """The rows that this process learns from, `micro` of them at once, or all where that is 0.
+
+    Every process gets as many parts: where weights are shared out all of them ask the network equally often.
 
     Raises:
-        RecipeError: there are not as many rows as processes.
+        RecipeError: there are not as many rows as processes, or as their parts.
     """
     if rows < count():
         raise RecipeError(f"{name} = {rows}, on {count()} processes", wanted="a row for each", hint="launch fewer")
-    mine = state().process_index
-    return slice(rows * mine // count(), rows * (mine + 1) // count())
+    mine, most = state().process_index, -(-rows // count())
+    first, end = rows * mine // count(), rows * (mine + 1) // count()
+    parts = -(-most // (micro or most))
+    if rows // count() < parts:
+        raise RecipeError(
+            f"{name} = {rows} and train.micro_batch = {micro}, on {count()} processes",
+            wanted="a row for each of them every time",
+            hint=f"{name} = {parts * count()}, or a larger train.micro_batch",
+        )
+    edges = [first + (end - first) * part // parts for part in range(parts + 1)]
+    return [slice(*edge) for edge in pairwise(edges)]
 
 
 def total(*vectors: Tensor) -> Sequence[Tensor]:

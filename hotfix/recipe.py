@@ -116,6 +116,7 @@ class Train(_Section):
     lr: Annotated[float, Field(gt=0)] = 6e-3
     batch: Annotated[int, Field(ge=1)] = 8
     retain_batch: Annotated[int, Field(ge=1)] = 12
+    micro_batch: Annotated[int, Field(ge=0)] = 0
     weight: WeightKind = "calibrated"
     window: tuple[Probability, Probability] = (0.25, 0.75)
     target: Literal["delta", "hard"] = "delta"

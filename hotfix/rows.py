@@ -87,6 +87,11 @@ class ForgetRows:
         some = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "condition"}
         return replace(self, condition={key: value[rows] for key, value in self.condition.items()}, **some)
 
+    def split(self, at_once: int) -> "list[ForgetRows]":
+        """All of them in parts of so many rows; 0 is one part."""
+        rows = len(self.x)
+        return [self[first : first + (at_once or rows)] for first in range(0, rows, at_once or rows)]
+
 
 def forget_rows(
     denoiser: Denoiser,

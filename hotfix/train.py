@@ -12,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hotfix import checkpoint as unfinished
 from hotfix import processes
 from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.gradients import Gradients
 from hotfix.lora import Adapter
-from hotfix.losses import denoising, forget_loss, retain_loss
 from hotfix.project import cosine, hold
 from hotfix.recipe import Train
-from hotfix.robust import hardest, relearned
-from hotfix.rows import Bank, ForgetRows, forget_rows, retain_states
-from hotfix.shapes import Flat, PerExample, Pictures
+from hotfix.rows import Bank, forget_rows, retain_states
+from hotfix.shapes import Pictures
 from hotfix.subspace import Directions, closed, retained
 from hotfix.surgery import Retained, combine, strictness
 from hotfix.trial import DRIFT_TURNS, Where, drift, failure, held_out, smallest_strength
@@ -76,8 +74,7 @@ def train(
         checkpoint: where to keep (and find) the state of an unfinished run; None keeps none.
         progress: called with (step, steps, facts) after every step.
     """
-    forgets = processes.share(options.batch, "train.batch")
-    retains = processes.share(options.retain_batch, "train.retain_batch")
+    gradients = Gradients.of(denoiser, bank, adapter, options)
     inputs: Directions = {}
     if options.surgery == "subspace":
         inputs = retained(denoiser, case, adapter, bank, options.variance, options.seed)
@@ -104,17 +101,6 @@ def train(
                 base[turn] = drawn()
         return drift(drawn(), base[turn])
 
-    def loss(rows: ForgetRows) -> PerExample:
-        return forget_loss(denoiser, bank, adapter, rows, options)
-
-    def mean(rows: ForgetRows) -> Tensor:
-        """This process's part of it."""
-        return loss(rows[forgets]).sum() / options.batch
-
-    def gradient(part: Tensor) -> Flat:
-        """Of a mean over the whole batch, from this process's part of it."""
-        return processes.total(adapter.gradient(part))[0]
-
     def passes(trials: Sequence[int]) -> bool:
         for trial, i in product(trials, sorted(range(len(windows)), key=lambda i: i not in failing)):
             target, suspect = case.targets[i], failing.get(i)
@@ -128,16 +114,11 @@ def train(
         step = state["step"]
         generator = torch.Generator().manual_seed((options.seed << 32) + step)
         rows = forget_rows(denoiser, case, windows, bank.forget, options.batch, generator, failing)
-        rows = hardest(denoiser, loss, rows, options.adversarial_noises, options.adversarial_step, generator)
-        forget = mean(rows)
-        g_f = adapter.gradient(forget)
-        x_t, t, condition = retain_states(denoiser, case, bank, options.retain_batch, generator)
-        rows_r = x_t[retains], t[retains], {key: value[retains] for key, value in condition.items()}
-        retain = retain_loss(denoiser, adapter, *rows_r).sum() / options.retain_batch
-        g_f, g_r, losses = processes.total(g_f, adapter.gradient(retain), torch.stack([forget, retain]).detach())
+        rows = gradients.worst(rows, generator)
+        states = retain_states(denoiser, case, bank, options.retain_batch, generator)
+        g_f, g_r, forget, retain = gradients.both(rows, states)
         if options.relearn:
-            attack = denoising(denoiser, rows.x_f, rows.condition, generator)[forgets].sum() / options.batch
-            g_f = g_f + relearned(adapter, flat.data, gradient, attack, lambda rows=rows: mean(rows), options.relearn)
+            g_f = g_f + gradients.after_attack(rows, flat.data, generator)
         g_f, g_r = shut(g_f), shut(g_r)
         seen.add(g_r, options.ema)
         G = seen.mean
@@ -173,8 +154,8 @@ def train(
             state["step"],
             options.steps,
             {
-                "forget": losses[0].item(),
-                "retain": losses[1].item(),
+                "forget": forget.item(),
+                "retain": retain.item(),
                 "conflicts": state["conflicts"] / state["step"],
                 "retain_weight": state["weight"],
             },

@@ -21,15 +21,20 @@ for count in (1, 2, 3, 5, 9):
     assert torch.equal(processes.spread(count, rows), wanted), count
 assert asked == [-(-count // COUNT) for count in (1, 2, 3, 5, 9)]  # nobody computes all of them
 
-mine = processes.share(8, "train.batch")
-ones, one = torch.zeros(8), torch.ones(1)
-ones[mine] = 1
-ones, one = processes.total(ones, one)
-assert torch.equal(ones, torch.ones(8)) and one.tolist() == [COUNT]  # every row is learned from once
-try:
-    processes.share(COUNT - 1, "train.batch")
-except RecipeError as error:
-    assert f"train.batch = {COUNT - 1}, on {COUNT} processes" in str(error)
-else:
-    raise AssertionError
+for batch, micro in ((8, 0), (8, 1), (9, 3), (4 * COUNT - 1, 2)):
+    mine = processes.share(batch, "train.batch", micro)
+    ones, parts = torch.zeros(batch), torch.tensor([float(len(mine))])
+    for part in mine:
+        assert 0 < len(ones[part]) <= (micro or batch)
+        ones[part] += 1
+    ones, parts = processes.total(ones, parts)
+    assert torch.equal(ones, torch.ones(batch))  # every row is learned from once,
+    assert parts.item() == COUNT * len(mine)  # and the network asked as often by all
+for batch, micro in ((COUNT - 1, 0), (COUNT + 1, 1)):
+    try:
+        processes.share(batch, "train.batch", micro)
+    except RecipeError as error:
+        assert f"train.batch = {batch}" in str(error) and f"on {COUNT} processes" in str(error)
+    else:
+        raise AssertionError
 assert processes.agreed({"passed": MINE}) == {"passed": 0}

@@ -10,7 +10,7 @@ import torch
 from conftest import make_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hotfix import building, cost, denoiser, trial
+from hotfix import building, cost, denoiser, membership, trial
 from hotfix.aside import aside
 from hotfix.bank import bank_captions
 from hotfix.building import build
@@ -26,6 +26,8 @@ from hotfix.pipeline import load_pipeline, size
 from hotfix.planning import KEPT, before, kept, plan, trials
 from hotfix.recipe import Recipe
 from hotfix.rows import Bank
+from hotfix.scoring import score
+from hotfix.stack import Stack
 from hotfix.train import PASSES, TRIAL_EVERY
 from hotfix.weights import stored
 from hotfix.windows import windows
@@ -219,6 +221,16 @@ def test_states_that_are_computed_again_are_not_kept_and_the_patch_is_the_same(t
     assert not Denoiser(pipe, recipe.base.call).model.is_gradient_checkpointing
 
 
+@pytest.mark.parametrize("robust", [{}, {"adversarial_noises": 2, "adversarial_step": 0.1, "relearn": 1.0}], ids=str)
+def test_rows_that_are_learnt_from_a_few_at_a_time_keep_less_and_the_patch_is_the_same(tmp_path, family, pipe, robust):
+    at_once = make_recipe(tmp_path, family, steps=3, batch=4, retain_batch=4, lr=1e-3, **robust)
+    few = at_once.model_copy(update={"train": at_once.train.model_copy(update={"micro_batch": 1})})
+    kept = [plan(one, pipe).need.there[KEPT] for one in (at_once, few)]
+    assert kept[1] < 0.3 * kept[0]
+    one, other = build(at_once, pipe), build(few, pipe)
+    torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-3, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def noted():
     """What a compiler was given: the backend "noting" runs it as it is."""
@@ -356,6 +368,26 @@ def test_the_vae_is_given_few_pictures_at_once(monkeypatch):
     monkeypatch.setattr(denoiser, "PIXELS", 2 * pico.SIDE**2)
     assert torch.allclose(ready.decode(x), whole, atol=1e-6) and sizes == [2, 2, 1]
     assert torch.allclose(ready.encode(whole), back, atol=1e-5)
+
+
+def test_a_build_and_a_score_ask_for_no_more_pictures_at_once_than_fit(recipe, pipe, monkeypatch):
+    monkeypatch.setattr(denoiser, "PIXELS", 4 * pico.SIDE**2)
+    monkeypatch.setattr(membership, "SMALL", 0)  # a likelihood is integrated of small pictures alone
+    ready, asked = Denoiser(pipe, recipe.base.call), []
+    fit = len(range(100)[ready.parts(100)[0]])
+    hooks = [ready.model.register_forward_pre_hook(lambda _, args, kw: asked.append(rows(args, kw)), with_kwargs=True)]
+    if ready.vae is not None:
+        for part in (ready.vae.encoder, ready.vae.decoder):
+            hooks.append(part.register_forward_pre_hook(lambda _, args: asked.append(len(args[0]))))
+    patch = build(recipe, pipe)
+    score(pipe, recipe, stack=Stack.of(patch), n=2 * fit + 1)
+    for hook in hooks:
+        hook.remove()
+    assert fit in (1, 4) and max(asked) <= 2 * fit  # a pipeline asks with and without a caption in one pass
+
+
+def rows(args, kw):
+    return len(args[0] if args else kw["hidden_states"])
 
 
 # Afterwards

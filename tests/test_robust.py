@@ -13,7 +13,7 @@ from hotfix.building import build
 from hotfix.calibrate import chosen
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
-from hotfix.losses import denoising, forget_loss
+from hotfix.losses import denoising, evenly, forget_loss
 from hotfix.robust import hardest, relearned
 from hotfix.rows import Bank, ForgetRows, forget_rows
 
@@ -73,11 +73,14 @@ def test_off_is_off_and_draws_nothing(step):
     assert torch.equal(generator.get_state(), step.again().get_state())
 
 
+def attack_loss(step):
+    return denoising(step.denoiser, step.rows.x_f, *evenly(step.rows.x_f, step.again()), step.rows.condition).mean()
+
+
 def after_attack(step, phi, size):
     """The forget gradient one attack step on, by hand; phi is only read."""
     step.adapter.set_flat(phi)
-    attack = step.adapter.gradient(denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean())
-    step.adapter.set_flat(phi - size * attack)
+    step.adapter.set_flat(phi - size * step.adapter.gradient(attack_loss(step)))
     return step.loss(step.rows).mean()
 
 
@@ -86,9 +89,12 @@ def test_relearning_is_answered_by_the_forget_gradient_one_attack_step_on(step):
     before = phi.clone()
     wanted = step.adapter.gradient(after_attack(step, phi, size))
     step.adapter.set_flat(phi)
-    here = step.adapter.gradient(step.loss(step.rows).mean())
-    attack = denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean()
-    found = relearned(step.adapter, phi, step.adapter.gradient, attack, lambda: step.loss(step.rows).mean(), size)
+
+    def gradient():
+        return step.adapter.gradient(step.loss(step.rows).mean())
+
+    here, attack = gradient(), step.adapter.gradient(attack_loss(step))
+    found = relearned(step.adapter, phi, attack, gradient, size)
     torch.testing.assert_close(found, wanted)
     assert not torch.allclose(found, here)
     assert torch.equal(step.adapter.flat(), before)
@@ -110,7 +116,7 @@ def test_the_attack_brings_the_picture_back(step):
     phi, losses = step.adapter.flat(), []
     for _ in range(20):
         step.adapter.set_flat(phi)
-        loss = denoising(step.denoiser, step.rows.x_f, step.rows.condition, step.again()).mean()
+        loss = attack_loss(step)
         phi = phi - 0.1 * (g := step.adapter.gradient(loss)) / g.norm()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
