@@ -57,7 +57,10 @@ GUIDED = {"num_inference_steps": 20}
 WAYS: dict[str, dict[str, Any]] = {
     "sd15": {"base": {"call": GUIDED}},
     "sdxl": {"base": {"call": GUIDED}, "train": {"gradient_checkpointing": True}},
-    "sd3": {"base": {"call": GUIDED | {"max_sequence_length": 256}}, "train": {"gradient_checkpointing": True}},
+    "sd3": {
+        "base": {"call": GUIDED | {"max_sequence_length": 256}, "offload": True},
+        "train": {"gradient_checkpointing": True},
+    },
     "flux": {
         "base": {"call": GUIDED | {"max_sequence_length": 512}, "bits": 4},
         "train": {"gradient_checkpointing": True, "micro_batch": 1},
@@ -141,6 +144,7 @@ def measure(name: str, folder: Path, device: torch.device, steps: int, small: bo
     return {
         "call": of.base.call,
         "bits": of.base.bits,
+        "offload": of.base.offload,
         "train": of.train.model_dump(exclude_unset=True),
         "steps": facts[0].steps,
         "seconds": {"loading": round(loaded - began, 1), "build": facts[0].seconds, "step": round(watch.seconds, 4)},

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from hotfix import offload
 from hotfix.denoiser import Denoiser
 
 
@@ -13,7 +14,8 @@ from hotfix.denoiser import Denoiser
 def aside(denoiser: Denoiser) -> Iterator[None]:
     """Take the text encoders off the accelerator, and put them back, bit for bit.
 
-    On a CPU nothing is moved. Left where they are: quantised ones, which may not be moved, and what accelerate moves.
+    On a CPU nothing is moved. Left where they are: quantised ones, which may not be moved, and what accelerate moves;
+    an offloaded pipeline holds the denoiser and its VAE meanwhile (`hotfix.offload`).
     """
     if denoiser.guidance != 1.0:
         _ = denoiser.unguided  # which a trial needs, when there is no encoder to ask
@@ -24,7 +26,8 @@ def aside(denoiser: Denoiser) -> Iterator[None]:
     if waiting:
         torch.cuda.empty_cache()
     try:
-        yield
+        with offload.held(denoiser.pipe, denoiser.model):
+            yield
     finally:
         for encoder in waiting:
             encoder.to(device)

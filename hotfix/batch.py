@@ -13,7 +13,7 @@ from hotfix.errors import HotfixError, RecipeError, SaveError, joined
 from hotfix.pipeline import locate
 from hotfix.recipe import Recipe
 
-Base = tuple[str, str, str]  # where it is, its commit, and the dtype that it is loaded in
+Base = tuple[Any, ...]  # where it is, its commit, and how it is loaded
 LOCK = ".batch"  # the file of a folder that whoever builds into it holds
 
 
@@ -84,7 +84,7 @@ def plan(recipes: Sequence[Path]) -> tuple[list[Job], list[Result]]:
             files.setdefault(f"{recipe.name} {recipe.version}", []).append(str(path))
             recipe.pictures()
             locate(recipe.base.pipeline, recipe.base.revision)
-            jobs.append(Job(path, (recipe.base.pipeline, recipe.base.revision, recipe.base.dtype)))
+            jobs.append(Job(path, tuple(recipe.base.model_dump(exclude={"call"}).values())))
         except HotfixError as error:
             bad.append(Result.failed(path, error))
     hint = "give each a name or a version of its own, and name each once"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hotfix import beside, cost, describe, lora, need, pictures, processes
+from hotfix import beside, cost, describe, lora, need, offload, pictures, processes
 from hotfix import checkpoint as unfinished
 from hotfix.aside import aside
 from hotfix.calibrate import Window
@@ -69,6 +69,7 @@ def build(
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
     denoiser = Denoiser(pipe, recipe.base.call, shared=processes.several())
+    offload.refuse_pieces(denoiser.model)
     measured = cost.meter(denoiser.device)
     targets = recipe.train.targets or denoiser.targets
     with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:

@@ -10,6 +10,7 @@ from typing import Any
 from hotfix import ledger, pictures, processes, provenance
 from hotfix.batch import Asked, Base, Job, Result
 from hotfix.building import Progress, build, requires
+from hotfix.denoiser import Denoiser
 from hotfix.errors import HotfixError
 from hotfix.manifest import now
 from hotfix.page import Gallery
@@ -41,7 +42,7 @@ def make(recipe: Recipe, pipe: Any, below: Stack, out: Path, told: Told) -> tupl
     with told.bar() as progress:
         patch = build(recipe, pipe, stack=below, checkpoint=out, progress=progress, stage=told.say, spent=spent.append)
     told.wrote(path := patch.save(out))
-    ran_on = hardware(pipe.device)
+    ran_on = hardware(Denoiser(pipe, recipe.base.call).device)
     made = provenance.statement(patch, path, below.patches, started=started, finished=now(), hardware=ran_on)
     told.say(f"how it came to be: {provenance.save(made, path)}")
     told.note("built", [ledger.ref(patch)])

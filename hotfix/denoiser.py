@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix import latents, processes
+from hotfix import latents, offload, processes
 from hotfix.captions import encode as encoded
 from hotfix.families import FAMILIES, FLOW, Rows, known
 from hotfix.objective import ddim
@@ -178,8 +178,8 @@ class Denoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
-        return next(self.model.parameters()).device
+        """Where the network computes."""
+        return offload.device(self.model)
 
     @torch.no_grad()
     def embed(self, captions: Sequence[str]) -> dict[str, Tensor]:

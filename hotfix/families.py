@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hotfix import offload
 from hotfix.errors import RecipeError, UnknownFamily
 from hotfix.shapes import Latents
 
@@ -51,12 +52,12 @@ def _no_rows(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str,
 
 def _class_rows(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
     labels = _classes(pipe, captions)["class_labels"]
-    return {"class_labels": torch.tensor(labels, device=pipe.transformer.device)}
+    return {"class_labels": torch.tensor(labels, device=offload.device(pipe.transformer))}
 
 
 def _sd(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
     skip = call.get("clip_skip")
-    states, _ = pipe.encode_prompt(list(captions), pipe.unet.device, 1, False, clip_skip=skip)
+    states, _ = pipe.encode_prompt(list(captions), offload.device(pipe.unet), 1, False, clip_skip=skip)
     return {"encoder_hidden_states": states}
 
 

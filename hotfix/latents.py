@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from hotfix import offload
 from hotfix.shapes import Latents, Pictures
 
 
 def encode(vae: Any, pictures: Pictures) -> Latents:
     """The latents that a network sees, in float32, without noise of their own."""
-    x = pictures.to(vae.device, vae.dtype)
+    x = pictures.to(offload.device(vae), vae.dtype)
     out = vars(vae.encode(x.unsqueeze(2) if _of_video(vae) else x))  # one of three names, by the class of the VAE
     z = out["latent_dist"].mode() if "latent_dist" in out else next(iter(out.values()))
     if _of_tokens(vae):
@@ -43,7 +44,7 @@ def _of_tokens(vae: Any) -> bool:
 def _scales(vae: Any, z: Tensor) -> tuple[Any, Any]:
     """What is taken off a raw latent, and what it is then multiplied by: one number, or one for every channel."""
     if _of_tokens(vae):
-        mean, variance = (x.view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        mean, variance = (x.to(z.device).view(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
         return mean, (variance + vae.config.batch_norm_eps).rsqrt()
     if (mean := vae.config.get("latents_mean")) is None:
         return vae.config.get("shift_factor") or 0.0, vae.config.scaling_factor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hotfix import cost
+from hotfix import cost, offload
 from hotfix.bank import bank_captions
 from hotfix.case import VIEWS
 from hotfix.denoiser import Denoiser
@@ -66,12 +66,19 @@ def of(recipe: Recipe, denoiser: Denoiser, adapter: Adapter) -> Need:
         "encoded pictures": FLOAT * channels * sides[0] * sides[1] * (bank + looks),
         "encoded prompts": words * (rows + different + len(recipe.forget.captions) + 2),  # also of other pictures
     }
+    if offload.is_on(denoiser.pipe):
+        there["the denoiser and the VAE, from host memory"] = weights_of(denoiser.model, denoiser.vae)
     host = {"pictures of what must stay": COMPARED * FLOAT * 3 * height * width * bank}
     return Need(f"building {recipe.name} {recipe.version}", denoiser.device, there, host)
 
 
 def weights(pipe: Any) -> int:
     """Bytes of all networks of a pipeline, buffers included, on whatever device they are."""
-    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return weights_of(*pipe.components.values())
+
+
+def weights_of(*parts: Any) -> int:
+    """Bytes of some networks, buffers included; what is no network does not count."""
+    networks = [part for part in parts if isinstance(part, nn.Module)]
     tensors = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
     return sum({place: size for tensor in tensors for place, size in stored(tensor).items()}.values())

@@ -60,6 +60,7 @@ def load_pipeline(
     revision: str = "",
     dtype: Any = None,
     bits: Literal[4, 8] | None = None,
+    offload: bool = False,
     device: Any = "cpu",
     split: bool = False,
 ) -> "DiffusionPipeline":
@@ -70,6 +71,7 @@ def load_pipeline(
         revision: for a Hub id, the 40 hex digits of a commit.
         dtype: a torch dtype; without one, the recipe's, or float32.
         bits: of the weights of the denoiser, if fewer (`hotfix.fewer_bits`); without any, the recipe's.
+        offload: whether its parts wait in host memory until they are asked (`hotfix.offload`), or as the recipe says.
         device: where to put it. The command line takes the accelerator of its process, if there is one.
         split: whether the processes of a launch, all of which load it, share the denoiser's weights out
             (`hotfix.sharded`).
@@ -83,9 +85,12 @@ def load_pipeline(
         source, backend = source.base, source.train.compile
     name = "float32"
     if isinstance(source, Base):
-        source, revision, name, bits = source.pipeline, source.revision, source.dtype, bits or source.bits
+        name, bits, offload = source.dtype, bits or source.bits, offload or source.offload
+        source, revision = source.pipeline, source.revision
     if split and bits:
         raise HotfixError(f"base.bits = {bits} on a base that is split up", hint="one of the two: leave out base.bits")
+    if split and offload:
+        raise HotfixError("base.offload on a base that is split up", hint="one of the two: leave out base.offload")
     local = locate(source, revision)
     import torch
     from diffusers import DiffusionPipeline
@@ -118,9 +123,14 @@ def load_pipeline(
 
             denoiser = next(getattr(pipe, name) for name in fewer_bits.DENOISERS if hasattr(pipe, name))
             shard(denoiser, torch.device(device))
-        return pipe if torch.device(device).type == "cpu" else pipe.to(device)  # where it is already
+        if torch.device(device).type == "cpu":
+            return pipe  # where it is already
+        if offload:
+            pipe.enable_model_cpu_offload(device=device)
+            return pipe
+        return pipe.to(device)
     except torch.OutOfMemoryError as error:
-        hint = 'base.dtype = "bfloat16", accelerate launch --use_fsdp on several GPUs, or ACCELERATE_USE_CPU=1'
+        hint = 'base.offload = true, base.dtype = "bfloat16", accelerate launch --use_fsdp, or ACCELERATE_USE_CPU=1'
         raise HotfixError(f"{source} in {dtype} does not fit on {device}", hint=hint) from error
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hotfix import calibrate, cost, lora, need, pictures, surrogate, trial
+from hotfix import calibrate, cost, lora, need, offload, pictures, surrogate, trial
+from hotfix.aside import aside
 from hotfix.bank import bank_captions, bank_steps
 from hotfix.building import NOTHING, frozen
 from hotfix.calibrate import Window, chosen
@@ -115,6 +116,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
         RecipeError: the recipe or its pictures cannot be used.
     """
     denoiser, options = Denoiser(pipe, recipe.base.call), recipe.train
+    offload.refuse_pieces(denoiser.model)
     targets = options.targets or denoiser.targets
     with (
         stack.on(pipe),
@@ -127,9 +129,10 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
         try:
             stand_in, windows = _stand_in(recipe, denoiser)
             bank = Bank.of(denoiser, stand_in)
-            kept = _kept(recipe, denoiser, stand_in, windows, bank, adapter)
-            step = _step(recipe, denoiser, stand_in, windows, bank, adapter)
-            row, picture = _row(recipe, denoiser, stand_in, bank, adapter)
+            with aside(denoiser):
+                kept = _kept(recipe, denoiser, stand_in, windows, bank, adapter)
+                step = _step(recipe, denoiser, stand_in, windows, bank, adapter)
+                row, picture = _row(recipe, denoiser, stand_in, bank, adapter)
         except torch.OutOfMemoryError as error:
             raise HotfixError("one step does not fit in the GPU memory that is free", hint=FEWER) from error
         parameters = sum(p.numel() for p in adapter.parameters)

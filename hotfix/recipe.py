@@ -54,6 +54,7 @@ class Base(_Section):
     revision: Revision = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     bits: Literal[4, 8] | None = None  # of the denoiser's weights, if fewer
+    offload: bool = False
     call: Call = {}
 
 

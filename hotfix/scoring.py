@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hotfix import membership, replays, subject
+from hotfix import membership, offload, replays, subject
 from hotfix.attacks import ATTACKS, chosen, tried
 from hotfix.case import Case, prepare
 from hotfix.curve import curve
@@ -59,7 +59,7 @@ def score(
 
     Raises:
         HotfixError: the recipe or the stack does not fit the pipeline, there is no such attack, no caption for CLIP,
-            or nothing to draw.
+            attacks on an offloaded pipeline, or nothing to draw.
     """
     if n < 1:
         raise HotfixError(
@@ -67,6 +67,11 @@ def score(
         )
     start = time.monotonic()
     ways = chosen(attacks)
+    if ways and offload.is_on(pipe):
+        raise HotfixError(
+            "attacks on an offloaded pipeline: many learn through several of its networks at once",
+            hint="leave out the attacks, or base.offload",
+        )
     stack.check(pipe)
     with stack.off(pipe):
         denoiser = Denoiser(pipe, recipe.base.call, shared=shared)

@@ -53,6 +53,17 @@ def test_a_worker_stays_with_its_base_as_long_as_there_is_work_on_it():
     assert order == ["1", "3", "4", "0", "2"]
 
 
+@pytest.mark.parametrize("key", ['dtype = "bfloat16"', "bits = 8", "offload = true"])
+def test_a_base_that_is_loaded_otherwise_is_another_base_and_a_call_is_not(recipes, key):
+    for path, change in ((recipes[1], key), (recipes[2], "call = { num_inference_steps = 9 }")):
+        lines = path.read_text().splitlines()
+        (at,) = (i for i, line in enumerate(lines) if line.startswith("pipeline ="))
+        kept = [line for line in lines if not line.startswith(change.split()[0])]
+        path.write_text("\n".join([*kept[: at + 1], change, *kept[at + 1 :]]))
+    one, other, same = (job.base for job in batch.plan(recipes)[0])
+    assert one != other and one == same
+
+
 def test_what_fails_keeps_no_other_back_and_the_same_command_builds_the_rest(recipes, capsys):
     forget = recipes[1].with_name("forget.png")
     forget.rename("away.png")

@@ -10,7 +10,7 @@ import torch
 from conftest import make_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hotfix import building, cost, denoiser, membership, trial
+from hotfix import building, cost, denoiser, membership, offload, trial
 from hotfix.aside import aside
 from hotfix.bank import bank_captions
 from hotfix.building import build
@@ -229,6 +229,28 @@ def test_rows_that_are_learnt_from_a_few_at_a_time_keep_less_and_the_patch_is_th
     assert kept[1] < 0.3 * kept[0]
     one, other = build(at_once, pipe), build(few, pipe)
     torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sd3", "sd15", "ddpm"])
+def test_an_offloaded_pipeline_is_built_on_as_any_other_and_is_offloaded_afterwards(tmp_path, name):
+    recipe, pipe = make_recipe(tmp_path, name, steps=TRIAL_EVERY), pico.FAMILIES[name]()
+    wanted, bytes_there = build(recipe, pipe), plan(recipe, pipe).need.there
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert build(recipe, pipe).manifest.digest == wanted.manifest.digest
+    moved = plan(recipe, pipe).need.there
+    assert moved.keys() - bytes_there.keys() == {"the denoiser and the VAE, from host memory"}
+    assert offload.is_on(pipe) and hasattr(Denoiser(pipe, recipe.base.call).model, "_hf_hook")
+    with pytest.raises(HotfixError, match="attacks on an offloaded pipeline"):
+        score(pipe, recipe, stack=Stack.of(wanted), n=2, attacks=["all"])
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_a_network_whose_weights_are_moved_in_groups_is_no_base_for_a_build(tmp_path, kind):
+    pipe, cpu = pico.sd3(), torch.device("cpu")
+    pipe.transformer.enable_group_offload(cpu, cpu, offload_type=kind, num_blocks_per_group=1)
+    for work in (build, plan):
+        with pytest.raises(HotfixError, match="offloaded in pieces"):
+            work(make_recipe(tmp_path, "sd3"), pipe)
 
 
 @pytest.fixture(scope="module")
