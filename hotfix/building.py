@@ -29,6 +29,10 @@ from hotfix.windows import windows
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 NOTHING = Stack()
+FEWER = (
+    "train.micro_batch = 1, train.gradient_checkpointing, base.offload, a smaller train.rank, "
+    'base.dtype = "bfloat16", or base.bits = 8'
+)
 
 
 def build(
@@ -57,7 +61,7 @@ def build(
         spent: called with the same at the end, for a report. A patch does not hold it: the same recipe, the same bytes.
 
     Raises:
-        HotfixError: more memory is needed than is free; nothing was done.
+        HotfixError: more memory is needed than is free; the pipeline is as it was.
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
         StackError: patches are on.
     """
@@ -74,8 +78,8 @@ def build(
     targets = recipe.train.targets or denoiser.targets
     with lora.attached(denoiser.model, targets, recipe.train.rank, recipe.train.seed) as adapter:
         need.of(recipe, denoiser, adapter).check()
-    thrift = frozen(denoiser, recipe.train.gradient_checkpointing)
-    with stack.on(pipe), thrift, compiled(denoiser.model, recipe.train.compile):
+    thrift, fits = frozen(denoiser, recipe.train.gradient_checkpointing), cost.enough("the build", FEWER)
+    with fits, stack.on(pipe), thrift, compiled(denoiser.model, recipe.train.compile):
         stage("preparing surrogates and what must stay")
         case = prepare(recipe, denoiser, stage)
         stage("calibrating the timestep window")

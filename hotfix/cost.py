@@ -5,7 +5,8 @@ The one door to psutil and to NVML. What cannot be measured is None, and never e
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,21 @@ def room(what: str, need: int, left: int, where: str, hint: str) -> None:
     """
     if need > left:
         raise HotfixError(f"{what} takes {gib(need)} of {where} memory, and {gib(left)} are free", hint=hint)
+
+
+@contextmanager
+def enough(what: str, hint: str) -> Iterator[None]:
+    """Say in a sentence when the memory of a GPU was not enough: `what` does not fit.
+
+    Raises:
+        HotfixError: instead of torch's error.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise HotfixError(f"{what} does not fit in the GPU memory that is free", hint=hint) from error
 
 
 def gib(size: int) -> str:

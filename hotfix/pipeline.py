@@ -117,7 +117,8 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise HotfixError(f"cannot load the pipeline {source}: {first}", hint="check the path or the id") from error
-    try:
+    hint = 'base.offload = true, base.dtype = "bfloat16", accelerate launch --use_fsdp, or ACCELERATE_USE_CPU=1'
+    with cost.enough(f"{source} in {dtype}", hint):
         if split:
             from hotfix.sharded import shard
 
@@ -129,9 +130,6 @@ def load_pipeline(
             pipe.enable_model_cpu_offload(device=device)
             return pipe
         return pipe.to(device)
-    except torch.OutOfMemoryError as error:
-        hint = 'base.offload = true, base.dtype = "bfloat16", accelerate launch --use_fsdp, or ACCELERATE_USE_CPU=1'
-        raise HotfixError(f"{source} in {dtype} does not fit on {device}", hint=hint) from error
 
 
 def size(folder: Path, itemsize: int, bits: int | None = None) -> int:

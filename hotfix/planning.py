@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from hotfix import calibrate, cost, lora, need, offload, pictures, surrogate, trial
 from hotfix.aside import aside
 from hotfix.bank import bank_captions, bank_steps
-from hotfix.building import NOTHING, frozen
+from hotfix.building import FEWER, NOTHING, frozen
 from hotfix.calibrate import Window, chosen
 from hotfix.case import Case, Target
 from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
-from hotfix.errors import HotfixError
 from hotfix.lora import Adapter
 from hotfix.losses import forget_loss, retain_loss
 from hotfix.need import Need
@@ -37,10 +36,6 @@ from hotfix.weights import stored
 
 STEPS = 3  # that are timed, after one that is not
 KEPT = "kept for the backward pass"
-FEWER = (
-    "train.micro_batch = 1, train.gradient_checkpointing, a smaller train.rank, "
-    'base.dtype = "bfloat16", or base.bits = 8'
-)
 UNTIMED = ("inpaint", "latent", "editor")  # surrogates that take as long as they take
 
 Work = tuple[int, int]  # rows through the network, pictures through the VAE
@@ -126,15 +121,13 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
     ):
         wanted = need.of(recipe, denoiser, adapter)
         wanted.check()
-        try:
+        with cost.enough("one step", FEWER):
             stand_in, windows = _stand_in(recipe, denoiser)
             bank = Bank.of(denoiser, stand_in)
             with aside(denoiser):
                 kept = _kept(recipe, denoiser, stand_in, windows, bank, adapter)
                 step = _step(recipe, denoiser, stand_in, windows, bank, adapter)
                 row, picture = _row(recipe, denoiser, stand_in, bank, adapter)
-        except torch.OutOfMemoryError as error:
-            raise HotfixError("one step does not fit in the GPU memory that is free", hint=FEWER) from error
         parameters = sum(p.numel() for p in adapter.parameters)
         layers = len(adapter.places())
     kinds = list(stand_in.forget_kinds())

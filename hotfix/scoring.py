@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hotfix import membership, offload, replays, subject
+from hotfix import cost, membership, offload, replays, subject
 from hotfix.attacks import ATTACKS, chosen, tried
 from hotfix.case import Case, prepare
 from hotfix.curve import curve
@@ -73,7 +73,7 @@ def score(
             hint="leave out the attacks, or base.offload",
         )
     stack.check(pipe)
-    with stack.off(pipe):
+    with cost.enough("the score", 'base.offload = true, or base.dtype = "bfloat16"'), stack.off(pipe):
         denoiser = Denoiser(pipe, recipe.base.call, shared=shared)
         if networks.clip is not None and not denoiser.captioned:
             raise HotfixError(

@@ -243,6 +243,30 @@ def test_an_offloaded_pipeline_is_built_on_as_any_other_and_is_offloaded_afterwa
         score(pipe, recipe, stack=Stack.of(wanted), n=2, attacks=["all"])
 
 
+def test_memory_that_runs_out_is_a_sentence_and_the_pipeline_is_as_it_was(recipe, pipe):
+    before, patch, left = fingerprint(pipe), build(recipe, pipe), []
+
+    def full(*_):
+        if not left:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        left.pop()
+
+    network = Denoiser(pipe, recipe.base.call).model
+    hook = network.register_forward_pre_hook(full)
+    for what, work in {
+        "the build does": lambda: build(recipe, pipe),
+        "one step does": lambda: plan(recipe, pipe),
+        "the score does": lambda: score(pipe, recipe, stack=Stack.of(patch), n=2),
+    }.items():
+        for passes in (0, 6):
+            left[:] = range(passes)
+            with pytest.raises(HotfixError, match=f"{what} not fit in the GPU memory") as told:
+                work()
+            assert "base.offload" in told.value.hint
+    hook.remove()
+    assert fingerprint(pipe) == before
+
+
 @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
 def test_a_network_whose_weights_are_moved_in_groups_is_no_base_for_a_build(tmp_path, kind):
     pipe, cpu = pico.sd3(), torch.device("cpu")
