@@ -55,7 +55,7 @@ def held(pipe: Any, network: nn.Module) -> Iterator[None]:
     vae = getattr(pipe, "vae", None)
     for part in pipe.components.values():
         there = place if part is network or part is vae else torch.device("cpu")
-        if isinstance(part, nn.Module) and next(part.parameters()).device.type != there.type:
+        if isinstance(part, nn.Module) and any(p.device.type != there.type for p in part.parameters()):
             part.to(there)
     try:
         yield
