@@ -50,14 +50,13 @@ def held(pipe: Any, network: nn.Module) -> Iterator[None]:
     if not is_on(pipe):
         yield
         return
-    place = device(network)
+    place, vae = device(network), getattr(pipe, "vae", None)
     pipe.remove_all_hooks()
-    vae = getattr(pipe, "vae", None)
-    for part in pipe.components.values():
-        there = place if part is network or part is vae else torch.device("cpu")
-        if isinstance(part, nn.Module) and any(p.device.type != there.type for p in part.parameters()):
-            part.to(there)
     try:
+        for part in pipe.components.values():
+            there = place if part is network or part is vae else torch.device("cpu")
+            if isinstance(part, nn.Module) and any(p.device.type != there.type for p in part.parameters()):
+                part.to(there)
         yield
     finally:
         pipe.enable_model_cpu_offload(device=pipe._offload_device)
