@@ -3,6 +3,8 @@
 The real classes of diffusers and transformers with the published models' configurations, but for the tokenizers, which
 know six words. What a build takes in time and memory depends on shapes alone; what it suppresses does not, and is
 measured elsewhere.
+
+    python benchmarks/shapes.py      what a patch of rank 6 and a step are on each, counted without any numbers in them
 """
 
 import sys
@@ -17,10 +19,18 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests")]
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import pico  # noqa: E402
+
+from hotfix import lora  # noqa: E402
+from hotfix.denoiser import Denoiser  # noqa: E402
+from hotfix.losses import WALK  # noqa: E402
+from hotfix.recipe import Train  # noqa: E402
+from hotfix.rows import WALKING  # noqa: E402
 
 WORDS = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 LARGE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -57,7 +67,7 @@ def sdxl() -> Any:
 
 
 def sd3() -> Any:
-    """Stable Diffusion 3 medium, 1024 x 1024, with its three text encoders."""
+    """Stable Diffusion 3 medium, 1024 x 1024."""
     transformer = SD3Transformer2DModel(
         sample_size=128, num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
     )
@@ -76,6 +86,7 @@ def flux() -> Any:
     return _filled(pico.flux(), transformer=transformer, vae=_vae(16), **encoders)
 
 
+CALLS = {"sd3": {"max_sequence_length": 256}, "flux": {"max_sequence_length": 512}}  # what their pipelines do unasked
 SHAPES = {"sd15": sd15, "sdxl": sdxl, "sd3": sd3, "flux": flux}
 
 
@@ -122,3 +133,42 @@ def _vae(channels: int) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * 4,
         **(later if channels == 16 else {}),
     )
+
+
+def counted(name: str) -> dict[str, float]:
+    """Of a patch with default settings: its layers and numbers, and FLOPs of the network for a row and for a step.
+
+    A step asks the unpatched network once for every row, learns from every row, and takes the forget rows that walk two
+    steps on. FLOPs are those of matrix products, convolutions and attention.
+    """
+    options, device = Train(), torch.device("meta")
+    denoiser = Denoiser(made(name, device, torch.bfloat16), CALLS.get(name, {}))
+    denoiser.model.requires_grad_(False)
+    rows, x = denoiser.embed(["a"]), torch.empty(1, *denoiser.latent_shape, device=device)
+    t = torch.ones(1, device=device)
+    with lora.attached(denoiser.model, denoiser.targets, options.rank, 0) as adapter:
+        with FlopCounterMode(display=False) as asked, torch.no_grad(), adapter.off():
+            denoiser.predict(x, t, rows)
+        with FlopCounterMode(display=False) as learnt:
+            adapter.gradient(denoiser.predict(x, t, rows).mean())
+        forward, both = asked.get_total_flops(), learnt.get_total_flops()
+        count = options.batch + options.retain_batch
+        return {
+            "layers": len(adapter.places()),
+            "parameters": sum(p.numel() for p in adapter.parameters),
+            "forward": forward,
+            "learnt": both,
+            "step": (count + WALK * WALKING * options.batch) * forward + count * both,
+        }
+
+
+def main() -> None:
+    for name, shape in SHAPES.items():
+        found = counted(name)
+        teraflops = [f"{found[key] / 1e12:,.1f}" for key in ("forward", "learnt", "step")]
+        cells = [(shape.__doc__ or name).rstrip("."), str(found["layers"]), f"{found['parameters'] / 1e6:.1f} M"]
+        print(f"| {' | '.join([*cells, *teraflops])} |")
+
+
+if __name__ == "__main__":
+    main()

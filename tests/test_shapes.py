@@ -1,6 +1,7 @@
 """Bases of full size, without their bytes: as large as the published ones, and asked by hotfix as those are."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from benchmarks import gpu, shapes
 from hotfix import lora
 from hotfix.denoiser import Denoiser
 
+COST = Path(__file__).parents[1] / "docs/cost.md"
 # As the published weights have them.
 UNET_15, UNET_XL, MEDIUM, DEV = 859_520_964, 2_567_463_684, 2_028_328_000, 11_901_408_320
 CLIP_L, CLIP_L_PROJECTED, CLIP_G, T5_XXL = 123_060_480, 123_650_304, 694_659_840, 4_762_310_656
@@ -45,6 +47,19 @@ def test_they_are_as_large_as_the_published_models_and_answer_in_the_right_shape
         out = denoiser.predict(x, torch.tensor([0.3, 1.0], device="meta"), rows)
         assert out.shape == x.shape and adapter.gradient(out.mean()).shape == adapter.flat().shape
     assert denoiser.decode(x).shape == pictures.shape
+
+
+@pytest.mark.parametrize("name", sorted(shapes.SHAPES))
+def test_what_the_docs_say_of_a_step_is_what_is_counted(name):
+    found = shapes.counted(name)
+    flops = [f"{found[key] / 1e12:,.1f}" for key in ("forward", "learnt", "step")]
+    cells = [
+        shapes.SHAPES[name].__doc__.rstrip("."),
+        str(found["layers"]),
+        f"{found['parameters'] / 1e6:.1f} M",
+        *flops,
+    ]
+    assert f"| {' | '.join(cells)} |" in COST.read_text().splitlines()
 
 
 def test_the_benchmark_of_whole_builds_runs_on_a_miniature():
