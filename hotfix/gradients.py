@@ -20,9 +20,8 @@ from hotfix.robust import hardest, relearned
 from hotfix.rows import Bank, ForgetRows
 from hotfix.shapes import Flat, Latents, PerExample
 
-States = tuple[
-    Latents, Tensor, Mapping[str, Tensor]
-]  # x_t, t and conditions, as `hotfix.rows.retain_states` draws them
+# x_t, t and conditions, as `hotfix.rows.retain_states` draws them
+States = tuple[Latents, Tensor, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
