@@ -5,8 +5,8 @@
 In all of them the forget gradient is projected off the mean retain gradient G. What differs is what becomes of it:
 AdamW scales every parameter by itself, momentum adds what was right some steps ago, plain SGD does neither; in all,
 the retain gradient of one batch is added, which may itself point against G. "Projected" projects the finished step
-once more, which is what `hotfix build` does. The loop is the one that builds patches, with another optimiser, or with
-`hold` taken out of it.
+once more, which is what `hotfix build` does under `train.surgery`. The loop is the one that builds patches, with
+another optimiser, or with `hold` taken out of it.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from hotfix.pipeline import load_pipeline  # noqa: E402
 from hotfix.recipe import Recipe  # noqa: E402
 
 SGD_LR, MOMENTUM_LR = 15.0, 4.0  # how long their steps get follows the gradient: it is beside the numbers
+SURGERY = "one-sided"
 
 
 def sgd(params, lr, momentum=0.0, **_):
@@ -87,7 +88,8 @@ def main() -> None:
     pipe = load_pipeline(recipe)
     rows = {}
     for label, (optimiser, lr, projected) in VARIANTS.items():
-        train = recipe.train.model_copy(update={"steps": args.steps, "lr": lr or recipe.train.lr})
+        changed = {"steps": args.steps, "lr": lr or recipe.train.lr, "surgery": SURGERY}
+        train = recipe.train.model_copy(update=changed)
         rows[label] = measured(recipe.model_copy(update={"train": train}), pipe, optimiser, projected)
         print(label, rows[label])
     result = {
@@ -96,7 +98,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "recipe": recipe.name,
         "pipeline": recipe.base.pipeline,
-        "surgery": recipe.train.surgery,
+        "surgery": SURGERY,
         "optimisers": rows,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -126,7 +126,7 @@ class Train(_Section):
     adjacency: Literal["auto", "views", "bank", "none"] = "auto"
     retain_weight: Annotated[float, Field(ge=0)] = 4.0
     dual_rate: Annotated[float, Field(ge=0, le=10)] = 0.5
-    surgery: SurgeryKind = "one-sided"
+    surgery: SurgeryKind = "none"
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     memory: Annotated[int, Field(ge=1, le=64)] = 8
     variance: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -1,4 +1,4 @@
-"""The loop: surrogate regression against retain distillation, one-sided surgery, and the smallest strength that passes.
+"""The loop: surrogate regression against distillation of what stays, and the smallest strength that passes.
 
 Every random draw of a step follows from (seed, step) alone, so a build that was killed goes on from its checkpoint to
 the very same patch.

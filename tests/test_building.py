@@ -144,8 +144,8 @@ def trained(recipe, pipe, monkeypatch, **more):
     return seen[0]
 
 
-def test_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, pipe, monkeypatch):
-    facts = trained(make_recipe(tmp_path, family, steps=20), pipe, monkeypatch)
+def test_under_surgery_the_realised_step_never_opposes_the_retain_gradient(tmp_path, family, pipe, monkeypatch):
+    facts = trained(make_recipe(tmp_path, family, steps=20, surgery="one-sided"), pipe, monkeypatch)
     assert facts.opposed_steps == 0
     assert 0 <= facts.conflict_rate <= 1
 
@@ -158,14 +158,14 @@ def test_so_it_is_under_every_rule(tmp_path, surgery, monkeypatch):
 
 def test_without_surgery_steps_do_oppose_the_retain_gradient(tmp_path, monkeypatch):
     """Otherwise the tests above would show nothing."""
-    facts = trained(make_recipe(tmp_path, "sd3", steps=12, surgery="none"), pico.sd3(), monkeypatch)
+    facts = trained(make_recipe(tmp_path, "sd3", steps=12), pico.sd3(), monkeypatch)
     assert facts.opposed_steps > 0
 
 
 @pytest.mark.parametrize(("budget", "rate", "opposes"), [(1.0, 10.0, True), (1e-6, 10.0, False), (1.0, 0.0, False)])
 def test_steps_may_oppose_it_only_while_the_drift_budget_does_not_bind(tmp_path, monkeypatch, budget, rate, opposes):
     monkeypatch.setattr("hotfix.train.TRIAL_EVERY", 2)
-    recipe = make_recipe(tmp_path, "sd3", steps=12, dual_rate=rate)
+    recipe = make_recipe(tmp_path, "sd3", steps=12, dual_rate=rate, surgery="one-sided")
     recipe = Recipe.parse(recipe.model_dump() | {"budget": {"drift": budget}}, folder=tmp_path)
     assert (trained(recipe, pico.sd3(), monkeypatch).opposed_steps > 0) == opposes
 
@@ -250,7 +250,7 @@ def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path,
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_the_benchmark_of_realised_steps_counts_what_the_loop_takes(tmp_path, projected):
-    recipe = make_recipe(tmp_path, "sd3", steps=20)
+    recipe = make_recipe(tmp_path, "sd3", steps=20, surgery="one-sided")
     row = measured(recipe, pico.sd3(), torch.optim.AdamW, projected)
     turned, realised = row["steps the optimiser turned against G"], row["realised steps against G"]
     assert turned > 0
@@ -260,7 +260,7 @@ def test_the_benchmark_of_realised_steps_counts_what_the_loop_takes(tmp_path, pr
 def test_above_a_stack_it_shuts_out_the_realised_step_still_never_opposes_the_retain_gradient(
     tmp_path, built, monkeypatch
 ):
-    recipe = make_recipe(tmp_path, "sd3", "quarters-9", steps=20, orthogonal_to_stack=True)
+    recipe = make_recipe(tmp_path, "sd3", "quarters-9", steps=20, surgery="one-sided", orthogonal_to_stack=True)
     assert trained(recipe, pico.sd3(), monkeypatch, stack=Stack.of(built["sd3"][0])).opposed_steps == 0
 
 

@@ -50,7 +50,6 @@ HOTFIX, ABLATION, DEFAULT, PUBLISHED = "hotfix", "ablation", "default", "publish
 
 # Label -> a name in hotfix, and what it is instead: parts of the loop that no recipe turns off.
 PARTS: dict[str, tuple[str, Any]] = {
-    "kappa=1": ("hotfix.train.strictness", lambda weight, dual_rate: 1.0),
     "failing=0": ("hotfix.rows.FAILING", 0.0),
     "walking=0": ("hotfix.rows.WALKING", 0.0),
     "finish=0": ("hotfix.rows.FINISH", 0.0),
@@ -113,7 +112,7 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
         "weight": ("uniform", "fixed", "soft", "min-snr", "p2"),
         "target": ("hard",),
         "responsibility": (True,),
-        "surgery": ("none", "two-sided", "per-tensor", "orthogonal"),
+        "surgery": ("one-sided", "two-sided", "per-tensor", "orthogonal"),
         "ema": (0.0,),
         "retain_weight": (0.0, 0.1),
         "dual_rate": (0.0,),
