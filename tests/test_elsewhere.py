@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("what", [["ddpm"], ["sd15"], ["sd3", "offloaded"]], ids=" ".join)
+@pytest.mark.parametrize("what", [["ddpm"], ["sd3"], ["sd3", "offloaded"]], ids=" ".join)
 def test_a_patch_is_built_put_on_and_measured_on_another_device_as_on_the_cpu(what, tmp_path):
     command = [sys.executable, Path(__file__).with_name("built_elsewhere.py"), *what]
     done = subprocess.run(
