@@ -97,13 +97,14 @@ class Kept:
         self.folder = folder
         self.originals: dict[nn.Module, Tensor] = {}
         self.written: dict[nn.Module, Tensor] = {}  # a sample of each folded weight
+        self.torn = False  # a change was broken off: some weights are of one snapshot and some of another
 
     def fold(self, snapshot: Snapshot) -> None:
         """Write a snapshot into the weights; layers that it does not speak of get their originals back.
 
         Raises:
             StackError: too little of the change would survive, or the weights are quantised or split up. Nothing was
-                written.
+                written; whatever else is raised, that holds unless `torn` says otherwise.
         """
         refuse_unwritable(snapshot.layers)
         folded: dict[nn.Module, Tensor] = {}
@@ -114,13 +115,17 @@ class Kept:
             norms.setdefault(original.dtype, []).append((lost, whole))
         for dtype, parts in norms.items():
             refuse_drowning(_share(parts), dtype)
-        for layer in [layer for layer in self.originals if layer not in snapshot.layers]:
+        new = [layer for layer in folded if layer not in self.originals]
+        copies = {layer: self._copy(layer.get_parameter("weight").detach()) for layer in new}
+        self.torn = True
+        self.originals |= copies
+        for layer in [layer for layer in self.originals if layer not in folded]:
             self._write(layer, self.originals[layer])
-            del self.originals[layer], self.written[layer]
-        for layer, new in folded.items():
-            if layer not in self.originals:
-                self.originals[layer] = self._copy(layer.get_parameter("weight").detach())
-            self._write(layer, new)
+            del self.originals[layer]
+            self.written.pop(layer, None)
+        for layer, weight in folded.items():
+            self._write(layer, weight)
+        self.torn = False
 
     def _copy(self, weight: Tensor) -> Tensor:
         if self.folder is None:

@@ -129,7 +129,8 @@ def lifted(model: nn.Module) -> Iterator[None]:
         return
     with CHANGING, found.alone():
         snapshot, kept = found.current, found.kept
-        kept.fold(Snapshot())
+        with _or_beside(model):
+            kept.fold(Snapshot())
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from torch import nn
 from hotfix.beside import Beside, hooks, innermost
 from hotfix.board import CHANGING, Board, Links
 from hotfix.errors import BaseMismatch, HostError
+from hotfix.snapshot import Snapshot
 
 BOARD = "_hotfix_board"
 FUSED = "fused_projections"  # of queries, keys and values, in diffusers: no single one of them is asked any more
@@ -23,6 +24,11 @@ def known(model: nn.Module) -> Board:
     found = board(model)
     assert found is not None
     return found
+
+
+def current(model: nn.Module) -> Snapshot | None:
+    """What is on now, whoever asks; None where nothing is."""
+    return found.current if (found := board(model)) is not None else None
 
 
 def models(pipe: Any) -> dict[str, nn.Module]:

@@ -88,3 +88,15 @@ class Snapshot:
             layers[layer] = Product((*(layers[layer].stack if layer in layers else ()), *factors))
             order += [f.id for f in factors if f.id not in order]
         return type(self)(tuple(order), layers)
+
+    def sorted(self, order: Sequence[str]) -> Self:
+        """The same patches in another order; those that it does not name are above the others, as they are."""
+        place = {id_: number for number, id_ in enumerate(order)}
+
+        def at(id_: str) -> int:
+            return place.get(id_, len(place))
+
+        layers = {
+            layer: Product(sorted(product.stack, key=lambda f: at(f.id))) for layer, product in self.layers.items()
+        }
+        return type(self)(tuple(sorted(self.order, key=at)), layers)

@@ -3,16 +3,16 @@
 A stack is a value and the pipeline is the only state. This file needs neither an optimiser nor a forget picture.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
 from hotfix import beside, lock, reach, relations, weights
+from hotfix.board import Board
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
 from hotfix.fit import misfit
 from hotfix.fold import Kept
@@ -78,7 +78,7 @@ class Stack:
             problem = base_problem(patch, pipe, allow_related_base, sketched)
             if problem is not None:
                 found.append(problem)
-        for on in applied(pipe):
+        for on in _found(pipe, _current):
             if on.id not in gone and on.name in versions and versions[on.name] != on.version:
                 found.append(
                     StackError(f"{on.name} {on.version} is on already", hint="remove it before another version goes on")
@@ -118,15 +118,18 @@ class Stack:
         Raises:
             HotfixError: `check` found a problem, or the stack cannot be folded; the pipeline is as it was.
         """
-        self.check(pipe, allow_related_base=allow_related_base)
-        on = {entry.id: entry.state for entry in applied(pipe)}
-        new = [patch for patch in self.patches if on.get(patch.id) != "on"]
-        broken = {id_ for id_, state in on.items() if state != "on"}
-        self._switch(pipe, broken, new, allow_related_base, Kept(originals) if fold else None)
+
+        def decide() -> Change:
+            self.check(pipe, allow_related_base=allow_related_base)
+            on = {entry.id: entry.state for entry in _found(pipe, _current)}
+            new = {patch.id: patch for patch in self.patches if on.get(patch.id) != "on"}
+            return Change(set(new), tuple(new.values()), (*(id_ for id_ in on if id_ not in new), *new))
+
+        _switch(pipe, decide, allow_related_base, Kept(originals) if fold else None)
 
     def remove(self, pipe: Any) -> None:
         """Take the stack's patches off, exactly; other patches stay, with the bits that they alone would give."""
-        self._switch(pipe, {patch.id for patch in self.patches}, [])
+        _switch(pipe, lambda: Change({patch.id for patch in self.patches}))
 
     def replace(self, pipe: Any, new: Self, *, allow_related_base: bool = False) -> None:
         """Take this stack off and put `new` on, in its order, in one step: no picture is made with neither.
@@ -134,30 +137,17 @@ class Stack:
         Raises:
             HotfixError: `new.check` found a problem; the pipeline is as it was.
         """
-        both = takewhile(lambda pair: pair[0].id == pair[1].id, zip(self.patches, new.patches, strict=False))
-        gone = {patch.id for patch in self.patches} - {patch.id for patch, _ in both}
-        new.check(pipe, instead_of=self, allow_related_base=allow_related_base)
-        on = {entry.id for entry in applied(pipe) if entry.state == "on"} - gone
-        self._switch(pipe, gone, [patch for patch in new.patches if patch.id not in on], allow_related_base)
 
-    def _switch(
-        self, pipe: Any, gone: set[str], new: list[Patch], allow_related: bool = False, fold: Kept | None = None
-    ) -> None:
-        """Take some ids off and put some patches on top of the rest, on all components at once."""
-        wanted, names = {}, {}
-        for component, model in reach.models(pipe).items():
-            found = reach.board(model)
-            before = found.current if found else Snapshot()
-            added: dict[nn.Module, list[Factors]] = {}
-            for patch in new:
-                if patch.manifest.base.component == component:
-                    related = allow_related and apart_from_base(patch, model) > SAME
-                    for name, layer, factors in _factors(patch, model, related):
-                        added.setdefault(layer, []).append(factors)
-                        names[layer] = name
-            if added or gone.intersection(before.order):
-                wanted[model] = before.without(gone).above(added)
-        switch(pipe, wanted, names, fold)
+        def decide() -> Change:
+            new.check(pipe, instead_of=self, allow_related_base=allow_related_base)
+            on = {entry.id: entry.state for entry in _found(pipe, _current)}
+            order = [patch.id for patch in new.patches]
+            others = [id_ for id_ in on if id_ not in order]
+            fresh = tuple(patch for patch in new.patches if on.get(patch.id) != "on")
+            gone = {patch.id for patch in self.patches}.difference(order) | {patch.id for patch in fresh}
+            return Change(gone, fresh, (*others, *order))
+
+        _switch(pipe, decide, allow_related_base)
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[None]:
@@ -171,27 +161,75 @@ class Stack:
 
     @contextmanager
     def off(self, pipe: Any) -> Iterator[None]:
-        """Take off for the length of a `with` block. What was on goes on again after it, folded or beside as it was."""
+        """Take off for the length of a `with` block. What was on goes on again after it, folded or beside as it was.
+
+        In its order, too; what others put on meanwhile is above it.
+        """
         before = {entry.id: entry for entry in applied(pipe)}
         mine = tuple(patch for patch in self.patches if patch.id in before)
+        boards = [found for model in reach.models(pipe).values() if (found := reach.board(model)) is not None]
+        folders = [found.kept.folder for found in boards if found.kept is not None]
+        fold = Kept(folders[0]) if any(before[patch.id].folded for patch in mine) else None
         self.remove(pipe)
         try:
             yield
         finally:
-            was = [before[patch.id] for patch in mine]
-            fold, related = any(entry.folded for entry in was), any(entry.related for entry in was)
-            Stack(mine).apply(pipe, fold=fold, allow_related_base=related)
+            related = any(before[patch.id].related for patch in mine)
+
+            def decide() -> Change:
+                Stack(mine).check(pipe, allow_related_base=related)
+                return Change({patch.id for patch in mine}, mine, tuple(before))
+
+            _switch(pipe, decide, related, fold)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to become of what is on."""
+
+    gone: set[str]  # ids that go off,
+    new: tuple[Patch, ...] = ()  # patches that go on then,
+    order: tuple[str, ...] = ()  # and the ids in the order that they shall have; any others are above them
+
+
+def _switch(pipe: Any, decide: Callable[[], Change], allow_related: bool = False, fold: Kept | None = None) -> None:
+    """Change what is on, on all components at once; decide again where another thread has changed it meanwhile."""
+    done = False
+    while not done:
+        seen = {model: reach.current(model) for model in reach.models(pipe).values()}
+        change, wanted, names = decide(), {}, {}
+        for component, model in reach.models(pipe).items():
+            before = seen[model] or Snapshot()
+            added: dict[nn.Module, list[Factors]] = {}
+            for patch in change.new:
+                if patch.manifest.base.component == component:
+                    related = allow_related and apart_from_base(patch, model) > SAME
+                    for name, layer, factors in _factors(patch, model, related):
+                        added.setdefault(layer, []).append(factors)
+                        names[layer] = name
+            after = before.without(change.gone).above(added).sorted(change.order)
+            if added or after.order != before.order:
+                wanted[model] = after
+        done = switch(pipe, seen, wanted, names, fold)
 
 
 def applied(pipe: Any) -> tuple[Applied, ...]:
     """The patches that act on a pipeline, in order, read from the pipeline itself."""
+    return _found(pipe, Board.now)
+
+
+def _current(board: Board) -> Snapshot:
+    return board.current  # of a thread that is making a picture too: what it changes is not what it draws under
+
+
+def _found(pipe: Any, which: Callable[[Board], Snapshot]) -> tuple[Applied, ...]:
     found = []
     for model in reach.models(pipe).values():
         if (board := reach.board(model)) is not None:
             reached, folded = reach.reached(model), board.kept is not None
             written_to = board.kept.foreign() if board.kept is not None else set()
             kept = board.kept.originals if board.kept is not None else {}
-            for one, layers in board.now().carried().values():
+            for one, layers in which(board).carried().values():
                 state: Literal["on", "shadowed", "drifted"] = "on"
                 if len(reached.intersection(layers)) < one.layers:
                     state = "drifted" if written_to.intersection(layers) else "shadowed"

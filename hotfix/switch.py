@@ -13,21 +13,29 @@ from hotfix.board import CHANGING, Board
 from hotfix.errors import HostError
 from hotfix.fold import Kept
 from hotfix.guard import hook, instrument, sweep
-from hotfix.reach import board, check, known, models
+from hotfix.reach import board, check, current, known, models
 from hotfix.snapshot import Snapshot
 
 
 def switch(
-    pipe: Any, wanted: Mapping[nn.Module, Snapshot], names: Mapping[nn.Module, str], fold: Kept | None = None
-) -> None:
+    pipe: Any,
+    seen: Mapping[nn.Module, Snapshot | None],
+    wanted: Mapping[nn.Module, Snapshot],
+    names: Mapping[nn.Module, str],
+    fold: Kept | None = None,
+) -> bool:
     """Make `wanted` what is on. New generations see it; those that run do not.
 
     Args:
         pipe: the pipeline of these models.
+        seen: what was on each model when `wanted` was made of it.
         wanted: the new snapshot of each model.
         names: of every layer that is new in a snapshot, in its model.
         fold: where originals are to be kept, for models that nothing is on yet; None puts patches beside the weights.
             What is folded already stays so.
+
+    Returns:
+        False where another thread has changed meanwhile what is on: then nothing was done.
 
     Raises:
         HostError: a layer is not reached any more, or the host wrote to folded weights.
@@ -39,33 +47,44 @@ def switch(
                 weight = layer.get_parameter("weight")
                 product.on(weight.device, _dtype(weight))  # what can run out of memory does it here
     with CHANGING, ExitStack() as alone:
-        before = {model: found.current if (found := board(model)) else Snapshot() for model in wanted}
+        before: dict[nn.Module, Snapshot] = {}
         try:
             for model, snapshot in wanted.items():
+                if current(model) is not seen[model]:
+                    return False
                 if board(model) is None:
                     instrument(pipe, model, Board(_running(model), None if fold is None else Kept(fold.folder)))
+                before[model] = known(model).current
                 known(model).names |= {layer: names[layer] for layer in snapshot.layers if layer in names}
                 if known(model).kept is None:
                     hook(model, snapshot)
                 else:
                     alone.enter_context(known(model).alone())
                     _refuse_foreign(known(model))
-            for model, snapshot in wanted.items():
-                _make_current(known(model), snapshot)
-            for model in wanted:
-                check(model)
-        except BaseException:
-            for model, snapshot in before.items():
-                if (found := board(model)) is not None and found.current is not snapshot:
-                    _make_current(found, snapshot)
+            if any(current(model) is not snapshot for model, snapshot in before.items()):
+                return False  # while a folded one waited for running generations
+            _make_all_current(wanted, before)
+        finally:
             sweep(pipe, list(wanted))
-            raise
-        sweep(pipe, list(wanted))
+    return True
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
     """What the layer most likely computes in: not the 8 bits that it may be kept in."""
     return weight.dtype if weight.dtype.is_floating_point and weight.dtype.itemsize > 1 else torch.float32
+
+
+def _make_all_current(wanted: Mapping[nn.Module, Snapshot], before: Mapping[nn.Module, Snapshot]) -> None:
+    try:
+        for model, snapshot in wanted.items():
+            _make_current(known(model), snapshot)
+        for model in wanted:
+            check(model)
+    except BaseException:
+        for model, snapshot in before.items():
+            if (found := known(model)).current is not snapshot or (found.kept is not None and found.kept.torn):
+                _make_current(found, snapshot)
+        raise
 
 
 def _make_current(found: Board, snapshot: Snapshot) -> None:

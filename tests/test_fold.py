@@ -1,5 +1,6 @@
 """Folded into the weights, with the originals kept: nothing adds up, nothing is lost, nobody is overwritten."""
 
+import itertools
 import threading
 from functools import cache
 
@@ -13,6 +14,7 @@ from hotfix import guard, reach
 from hotfix.beside import innermost
 from hotfix.demo import fingerprint
 from hotfix.errors import HostError, StackError
+from hotfix.fold import Kept
 from hotfix.stack import Stack, applied
 
 
@@ -171,3 +173,41 @@ def test_a_folded_stack_cannot_change_inside_its_own_generation(pipe, family, pa
     with guard.generation(pipe), pytest.raises(HostError, match="inside a generation"):
         old.replace(pipe, new)
     assert torch.equal(bits(pipe), before)
+
+
+@pytest.mark.parametrize(("where", "times"), [("_copy", 2), ("_write", 0), ("_write", 4)])
+def test_a_change_that_is_broken_off_leaves_the_weights_of_the_previous_stack(
+    pipe, family, patches, monkeypatch, where, times
+):
+    """Between one weight and the next, by a memory that runs out or by Ctrl-C."""
+    old, new = Stack.of(patches[1]), Stack.of(patches[0])  # every second layer, then every one
+    old.apply(pipe, fold=True)
+    before, original, called, calls = bits(pipe), fingerprint(pipe), getattr(Kept, where), itertools.count()
+
+    def failing(*args):
+        if next(calls) == times:
+            raise KeyboardInterrupt
+        return called(*args)
+
+    for change in (lambda: new.apply(pipe), lambda: old.replace(pipe, new), lambda: old.remove(pipe)):
+        if where == "_copy" and change.__code__.co_names[0] == "remove":
+            continue  # it copies nothing
+        calls = itertools.count()
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Kept, where, failing)
+            change()
+        assert torch.equal(bits(pipe), before) and fingerprint(pipe) == original
+        assert [(entry.id, entry.state, entry.folded) for entry in applied(pipe)] == [(patches[1].id, "on", True)]
+    old.remove(pipe)
+    assert not applied(pipe) and not torch.equal(bits(pipe), before)
+
+
+def test_what_was_off_for_a_while_keeps_its_originals_where_it_kept_them(pipe, patches, tmp_path):
+    stack, order = Stack.of(*patches), [patch.id for patch in patches]
+    stack.apply(pipe, fold=True, originals=tmp_path)
+    before = bits(pipe)
+    for off in (stack, Stack.of(patches[0])):
+        with off.off(pipe):
+            assert not {patch.id for patch in off.patches}.intersection(entry.id for entry in applied(pipe))
+        assert [entry.id for entry in applied(pipe)] == order and torch.equal(bits(pipe), before)
+        assert reach.known(denoiser(pipe)).kept.folder == tmp_path

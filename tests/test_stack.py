@@ -10,6 +10,7 @@ from peft import LoraConfig
 from peft.functional import inject_adapter_in_model
 
 from hotfix import beside, guard, reach, snapshot, switch
+from hotfix import stack as stacks
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
 from hotfix.errors import BaseMismatch, StackError
@@ -359,3 +360,61 @@ def test_a_call_that_is_on_its_way_when_the_last_patch_goes_off_is_made(what, pa
         assert not torch.equal(made(on_its_way), bare)
         stack.remove(pipe)
         assert torch.equal(made(on_its_way), bare)
+
+
+def test_a_replacement_mends_a_patch_that_has_lost_a_hook_and_puts_it_on_once(pipe, family, patches):
+    both, alone = Stack.of(*patches[:2]), pico.MAKE[family]()
+    Stack.of(patches[0]).apply(pipe)
+    layer, key, _ = next(beside.hooks(Denoiser(pipe, {}).model))
+    del layer._forward_hooks[key]
+    Stack.of(patches[0]).replace(pipe, both)
+    both.apply(alone)
+    assert [(entry.id, entry.state) for entry in applied(pipe)] == [(patch.id, "on") for patch in both.patches]
+    assert torch.equal(draw(pipe, family), draw(alone, family))
+
+
+def test_of_changes_in_several_threads_none_is_lost(pipe, family, patches):
+    """Whatever each of them found on before: it decides again where another one was faster."""
+    together = threading.Barrier(len(patches))
+
+    def each(change):
+        def run(patch):
+            together.wait(60)
+            change(Stack.of(patch))
+
+        threads = [threading.Thread(target=run, args=(patch,)) for patch in patches]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    for _ in range(10):
+        each(lambda stack: stack.apply(pipe))
+        assert {entry.id for entry in applied(pipe)} == {patch.id for patch in patches}
+        each(lambda stack: stack.remove(pipe))
+        assert not applied(pipe)
+
+
+def test_a_change_between_the_decision_and_the_switch_is_seen(pipe, family, patches, monkeypatch):
+    one, two = Stack.of(patches[0]), Stack.of(patches[1])
+    called, first = stacks.switch, [True]
+
+    def after_another(*args):
+        if first and first.pop():
+            thread = threading.Thread(target=lambda: two.apply(pipe))
+            thread.start()
+            thread.join(60)
+        return called(*args)
+
+    monkeypatch.setattr(stacks, "switch", after_another)
+    one.apply(pipe)
+    assert [entry.id for entry in applied(pipe)] == [patches[1].id, patches[0].id]
+
+
+def test_what_was_off_for_a_while_is_back_in_its_place(pipe, family, patches):
+    Stack.of(*patches).apply(pipe)
+    before, name = draw(pipe, family), guard.snapshot_id(pipe)
+    with Stack.of(patches[0]).off(pipe):
+        assert [entry.id for entry in applied(pipe)] == [patch.id for patch in patches[1:]]
+    assert guard.snapshot_id(pipe) == name and torch.equal(draw(pipe, family), before)
