@@ -1,4 +1,15 @@
-"""hotfix: suppress one output of a diffusion model with a small, tested patch that comes off without a trace."""
+"""hotfix: suppress one output of a diffusion model with a small, tested patch that comes off without a trace.
+
+    recipe = hotfix.Recipe.load("patches/my-patch/recipe.toml")
+    pipe = hotfix.load_pipeline(recipe)
+    patch = hotfix.build(recipe, pipe)
+    report = hotfix.score(pipe, recipe, stack=hotfix.Stack.of(patch))
+    with hotfix.Stack.of(patch).on(pipe):
+        image = pipe("mauritania", **recipe.base.call).images[0]
+
+Whatever else is public is in `hotfix.__all__`; the rest are modules of one idea each, which the floors in pyproject.toml
+put in order.
+"""
 
 import lazy_loader
 

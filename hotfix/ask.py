@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from hotfix.errors import HotfixError, ServerError
 
 SECONDS = 600  # a server may load a patch of 1 GiB from a slow disk
+MAKE_TOKEN = "python -c 'import secrets; print(secrets.token_urlsafe())'"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def ask(
     """What a server answers, whatever the status.
 
     Raises:
-        HotfixError: not an address.
+        HotfixError: not an address, or a header that cannot be sent. It is not shown.
         ServerError: it cannot be reached.
     """
     connection, prefix = _connection(server)
@@ -47,6 +48,9 @@ def ask(
     except (OSError, HTTPException) as error:
         hint = "is it running, and is this its address?"
         raise ServerError(f"{server} does not answer ({error})", hint=hint) from error
+    except ValueError:  # of the client, before anything is sent; its words hold the header, and that may be a token
+        wanted = "an address, and headers, as HTTP has them"
+        raise HotfixError(f"{server} cannot be asked", wanted=wanted, hint="such as http://127.0.0.1:8000") from None
     finally:
         connection.close()
 
@@ -55,7 +59,7 @@ def _connection(server: str) -> tuple[HTTPConnection, str]:
     try:
         url = urlsplit(server)
         kind = {"http": HTTPConnection, "https": HTTPSConnection}[url.scheme]
-        if not url.hostname or url.username or url.query:
+        if not url.hostname or "@" in url.netloc or url.query:
             raise ValueError
         return kind(url.hostname, url.port, timeout=SECONDS), url.path.rstrip("/")
     except (KeyError, ValueError):
@@ -80,6 +84,18 @@ def refusal(server: str, answer: Answer) -> ServerError:
     except (ServerError, AttributeError):
         words, hint = None, None
     return ServerError(f"{server} refuses ({answer.status}): {words or 'no reason given'}", hint=hint or "see its log")
+
+
+def as_sent(token: str) -> str:
+    """A token as the client sends it and the server compares it: without the newline that a mounted secret ends with.
+
+    Raises:
+        HotfixError: no header carries it alike from every client. It is not shown.
+    """
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise HotfixError("the token has letters that cannot be sent", wanted="printable ASCII", hint=MAKE_TOKEN)
+    return token
 
 
 def loopback(name: str) -> bool:

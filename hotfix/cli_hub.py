@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hotfix import console, ledger, lock
+from hotfix.errors import HubError
 from hotfix.options import Json, Lock, Out, Parameter
 
 
@@ -76,13 +77,18 @@ def list_lines(org: str, *, base: str = "", json: Json = False) -> None:
         else "  ".join(
             [one.repo, ", ".join(one.versions), f"for {one.base}", *(f"supersedes {other}" for other in one.supersedes)]
         )
+        if one.versions
+        else f"{one.repo}  no version yet"
         for one in found
     ]
     console.data([asdict(one) for one in found], "\n".join(text) or "no patch lines", json)
 
 
 def outdated(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
-    """Newer versions of what hotfix.lock has from the Hub, and what their organisations published to supersede it."""
+    """Newer versions of what hotfix.lock has from the Hub, and what their organisations published to supersede it.
+
+    Exit code 1 where a line of theirs cannot be read: it may be one that does.
+    """
     from hotfix.published import outdated as compare
 
     found = compare(lock_file)
@@ -92,4 +98,9 @@ def outdated(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
         for words, others in (("newer:", one.newer), ("superseded by", one.superseded_by))
         if others
     ]
+    unread = list(dict.fromkeys(words for one in found for words in one.unread))
+    text += [f"BAD  {words}" for words in unread]
     console.data([asdict(one) for one in found], "\n".join(text) or "nothing newer", json)
+    if unread:
+        words = f"{len(unread)} of their patch lines cannot be read, and may supersede what is locked"
+        raise HubError(words, hint="the same command again; where that does not help, ask who published it")

@@ -101,11 +101,13 @@ def write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
             same = False
         if not same:
             raise SaveError(f"{path} is there already, and is something else", hint="name another folder with -o")
+    written: list[Path] = []
     try:
         for path, content in new.items():
             container.write_atomically(path, content)
+            written.append(path)
     except SaveError:
-        for path in new:
+        for path in written:
             path.unlink(missing_ok=True)
         raise
     return list(paths)

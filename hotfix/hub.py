@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
-from hotfix.errors import HubError, PatchFormatError
+from hotfix.errors import HubError, PatchFormatError, SignatureError
 from hotfix.hub_errors import ASK, WEIGHTS, browse, offline, sentences
 from hotfix.patch import Outline, Patch
 
@@ -76,7 +76,7 @@ def fetch(repo: str, revision: str, read: Read = Patch.load) -> Patch:
     folder = _folder(repo, revision)
     try:
         patch = read(_weights(folder, repo, revision))
-    except PatchFormatError:
+    except (PatchFormatError, SignatureError):  # of a bad file, whoever asks for signatures hears that it has none
         if offline():
             raise
         folder = _folder(repo, revision, force_download=True)  # a cache that was cut off

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hotfix import metrics
-from hotfix.ask import loopback
+from hotfix.ask import MAKE_TOKEN, as_sent, loopback
 from hotfix.errors import HotfixError, LedgerError, SaveError
 from hotfix.guard import noted, snapshot_id
 from hotfix.live import NOTHING, Live, Refused
@@ -50,18 +50,20 @@ class HotfixMiddleware:
         Args:
             app: any ASGI application; it calls `pipe`, or copies of it, in threads that get a copy of the context.
             pipe: a diffusers pipeline.
-            token: of at least 16 characters; whoever has it may change the stack.
+            token: of at least 16 characters, printable ASCII; whoever has it may change the stack. A newline at its
+                end, as a mounted secret has, is none of it.
             patches: the folder of the patches, as NAME-VERSION.safetensors. Its lock is kept up to date.
             allow_remote: answer /hotfix/… also to other machines, and behind a proxy. Then let TLS end before it.
 
         Raises:
-            HotfixError: a short token, no prometheus_client, or a lock that cannot be put on: do not serve without it.
+            HotfixError: a token that is short or cannot be sent, no prometheus_client, or a lock that cannot be put
+                on: do not serve without it.
         """
-        if len(token) < SHORTEST_TOKEN:
+        if len(token := as_sent(token)) < SHORTEST_TOKEN:
             raise HotfixError(
                 f"the token has {len(token)} characters",
                 wanted=f"at least {SHORTEST_TOKEN}",
-                hint="python -c 'import secrets; print(secrets.token_urlsafe())'",
+                hint=MAKE_TOKEN,
             )
         self.app, self.token, self.allow_remote = app, token.encode(), allow_remote
         self.metrics = metrics.metrics()

@@ -15,6 +15,7 @@ from hotfix.patch import Patch
 TARGET = "transformer"  # of a second one, as some video models have, hotfix knows nothing
 MODES = {"unmerged": "dynamic", "merged": "merge"}  # as they are listed, and as they are asked for
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+STRENGTH = 1.0
 MARK = "+hotfix."  # in an adapter's name, before the beginning of the patch's id
 
 
@@ -44,16 +45,26 @@ def state(server: str) -> State:
             return State()
         (on,) = said["active"][TARGET]
         adapters = zip(on["nicknames"], on["strengths"], strict=True)
-        return State(tuple(Adapter(name, paths[name], weight) for name, weight in adapters), MODES[on["mode"]])
+        return State(tuple(Adapter(name, paths[name], float(weight)) for name, weight in adapters), MODES[on["mode"]])
     except (KeyError, TypeError, ValueError) as error:
         hint = "hotfix knows sglang 0.5.23; put the patches on with its own requests"
         raise ServerError(f"{server} lists its adapters in another way ({error})", hint=hint) from error
 
 
 def on(server: str) -> list[tuple[str, str, str]]:
-    """Name, version and the beginning of the id of every patch that is on."""
-    named = [one.name.rpartition(MARK) for one in state(server).adapters if MARK in one.name]
-    return [(*known.rpartition("-")[::2], f"sha256:{digits}") for known, _, digits in named]
+    """Name, version and the beginning of the id of every patch that is on; behind it, how, where not as `put` puts it.
+
+    One that somebody has set to 0 is listed as ever, and does nothing.
+    """
+    found = state(server)
+    usual = "merge" if len(found.adapters) > 1 else "dynamic"
+    rows = []
+    for one in found.adapters:
+        known, mark, digits = one.name.rpartition(MARK)
+        how = "" if (one.strength, found.mode) == (STRENGTH, usual) else f" {found.mode} at {one.strength:g}"
+        if mark:
+            rows.append((*known.rpartition("-")[::2], f"sha256:{digits}{how}"))
+    return rows
 
 
 def put(server: str, patches: Sequence[Patch], folder: Path | None) -> None:
@@ -97,7 +108,7 @@ def _adapter(patch: Patch, folder: Path | None) -> Adapter:
     assert patch.source is not None  # it was read from a lock
     path = folder / patch.source.name if folder else patch.source.resolve()
     digits = patch.id.removeprefix("sha256:")[:12]
-    return Adapter(f"{patch.name}-{patch.version}{MARK}{digits}", path.as_posix(), 1.0)
+    return Adapter(f"{patch.name}-{patch.version}{MARK}{digits}", path.as_posix(), STRENGTH)
 
 
 def _refuse_rounding(server: str, patches: Sequence[Patch]) -> None:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from hotfix import lock, relations, sglang, vllm_omni
-from hotfix.ask import ask, asked, loopback, refusal
+from hotfix.ask import as_sent, ask, asked, loopback, refusal
 from hotfix.errors import HotfixError, ServerError, StackError, joined
 
 Kind = Literal["hotfix", "sglang", "vllm-omni"]
 KINDS = "hotfix knows servers with its own middleware, SGLang-Diffusion and vLLM-Omni"
-Listed = tuple[str, str, str]  # name, version, id
+Listed = tuple[str, str, str]  # name, version, id; behind that, how it is on where that is not as it should be
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Plan:
         return [dict(zip(("change", "name", "version", "id"), row, strict=True)) for row in gone + there]
 
 
-def _short(listed: Sequence[Listed]) -> list[Listed]:
-    """With as much of an id as every kind of server knows."""
-    return [(name, version, id_[:19]) for name, version, id_ in listed]
+def _short(listed: Sequence[Listed]) -> list[tuple[str, ...]]:
+    """With as much of an id as every kind of server knows, and what stands behind it."""
+    return [(name, version, id_[:19], id_.partition(" ")[2]) for name, version, id_ in listed]
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,12 @@ def _on(kind: Kind, server: str, folder: Path) -> tuple[Listed, ...]:
         case "hotfix":
             said = asked(server, "GET", "/hotfix/status")
             try:
-                return tuple(
-                    (one["name"], one["version"], one["id"]) for one in said["patches"] if one["state"] == "on"
-                )
+                rows = [(one["name"], one["version"], one["id"], one["state"]) for one in said["patches"]]
             except (KeyError, TypeError) as error:
                 raise ServerError(f"{server} is of no known kind", hint=KINDS) from error
+            return tuple(
+                (name, version, id_ if state == "on" else f"{id_} {state}") for name, version, id_, state in rows
+            )
         case "sglang":
             return tuple(sglang.on(server))
         case "vllm-omni":
@@ -124,7 +125,7 @@ def _folder(lock_file: Path, way: Way) -> Path:
 
 def _put(server: str, lock_file: Path, token: str) -> None:
     """The server checks everything itself, and goes back by itself."""
-    if not token:
+    if not (token := as_sent(token)):
         hint = "set HOTFIX_TOKEN to the token that the server was started with"
         raise HotfixError("there is no token", wanted="one in the environment", hint=hint)
     url = urlsplit(server)

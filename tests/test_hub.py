@@ -480,6 +480,44 @@ def test_outdated_names_newer_versions_and_what_supersedes(server, make, tmp_pat
     assert (row.newer, row.superseded_by) == (("1.1.0",), ("acme/all@1.0.0",))
 
 
+def test_a_prerelease_is_not_named_for_what_the_newest_release_says(server, make, tmp_path):
+    path = tmp_path / "hotfix.lock"
+    push(make(), "acme/face")
+    lock.add(path, ["hf://acme/face"])
+    push(make("all-faces", supersedes=["face<2"]), "acme/all")
+    push(make("all-faces", version="2.0.0rc1"), "acme/all")
+    push(make("mouths", version="1.0rc1", supersedes=["face"]), "acme/mouths")
+    found = {line.repo: (line.versions, line.newest) for line in lines("acme")}
+    assert found["acme/all"] == (("1.0.0", "2.0.0rc1"), "1.0.0") and found["acme/mouths"] == (("1.0rc1",), "1.0rc1")
+    assert outdated(path)[0].superseded_by == ("acme/all@1.0.0", "acme/mouths@1.0rc1")
+
+
+def test_a_line_that_cannot_be_read_is_not_nothing_newer(server, make, tmp_path, inline):
+    push(make(), "acme/face")
+    lock.add(tmp_path / "hotfix.lock", ["hf://acme/face"])
+    push(make("all-faces", supersedes=["face<2"]), "acme/all")
+    good = weights(server, repo="acme/all").read_bytes()
+    weights(server, repo="acme/all").write_bytes(b"nothing")
+    done = inline("outdated", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout.startswith("BAD  acme/all: ") and "nothing newer" not in done.stdout
+    assert done.stderr.startswith("error: 1 of their patch lines cannot be read") and "\n\nhint: " in done.stderr
+    done = inline("outdated", "--json", cwd=tmp_path)
+    (row,) = json.loads(done.stdout)
+    assert done.returncode == 1 and row["unread"][0].startswith("acme/all: ") and row["superseded_by"] == []
+    weights(server, repo="acme/all").write_bytes(good)
+    done = inline("outdated", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "face 1.0.0: superseded by acme/all@1.0.0\n")
+
+
+def test_a_line_without_a_version_supersedes_nothing(server, make, tmp_path, inline):
+    push(make(), "acme/face")
+    lock.add(tmp_path / "hotfix.lock", ["hf://acme/face"])
+    push(make("all-faces", supersedes=["face"]), "acme/all")
+    server.repo("acme/all").git("update-ref", "-d", "refs/tags/v1.0.0")  # as a push that was cut off leaves it
+    assert inline("list", "acme", cwd=tmp_path).stdout.splitlines()[0] == "acme/all  no version yet"
+    assert inline("outdated", cwd=tmp_path).stdout == "nothing newer\n"
+
+
 # Locks
 
 
@@ -522,6 +560,25 @@ def test_a_lock_that_asks_for_signatures_asks_for_those_on_the_hub(server, make,
     with pytest.raises(SignatureError, match="is not signed"):
         lock.add(path, ["hf://acme/unsigned"])
     assert path.read_bytes() == before and [one.id for one in Stack.load(path).patches] == [patch.id]
+
+
+def test_a_cached_file_that_went_bad_is_fetched_again_where_signatures_are_asked_for(server, make, tmp_path, offline):
+    key, path = tmp_path / "key", tmp_path / "hotfix.lock"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    patch = make()
+    signing.sign(patch.source, key)
+    push(patch, "acme/face")
+    lock.pin(path, signers(tmp_path / "key.pub"))
+    lock.add(path, ["hf://acme/face"])
+    file = Stack.load(path).patches[0].source.resolve()
+    for bad in (file.read_bytes()[:-1], bytes(64) + file.read_bytes()[64:]):
+        file.write_bytes(bad)
+        assert Stack.load(path).patches[0].id == patch.id
+        assert file.read_bytes() == patch.source.read_bytes()
+    file.write_bytes(bad)
+    offline()
+    with pytest.raises(SignatureError):
+        Stack.load(path)
 
 
 def test_a_lock_that_names_a_branch_is_refused_and_can_be_mended(server, make, tmp_path):

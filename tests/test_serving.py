@@ -326,8 +326,16 @@ def test_a_server_does_not_start_without_its_stack(pipe, folder, stack):
 
 
 def test_a_short_token_is_refused(pipe, folder):
-    with pytest.raises(HotfixError, match="the token has 15 characters"):
-        create(pipe, token="x" * 15, patches=folder)
+    for token in ("x" * 15, "x" * 15 + "\n"):
+        with pytest.raises(HotfixError, match="the token has 15 characters"):
+            create(pipe, token=token, patches=folder)
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\n{TOKEN}", TOKEN + "é", TOKEN + "\x7f"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(pipe, folder, token):
+    with pytest.raises(HotfixError, match="letters that cannot be sent") as found:
+        create(pipe, token=token, patches=folder)
+    assert TOKEN not in f"{found.value} {found.value.hint}"
 
 
 def test_a_lock_that_arrives_cannot_change_whose_signatures_count(pipe, folder, text, tmp_path):

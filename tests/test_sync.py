@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import torch
 from app import create
 from conftest import interruptible
-from patching import random_patch
+from patching import denoiser, random_patch
 from peft import PeftConfig
 from safetensors.torch import load_file
 from servers import running
@@ -27,6 +28,9 @@ from starlette.routing import Route
 from test_cli import HOTFIX, assert_one_sentence
 
 from hotfix import ledger, lock, vllm_omni
+from hotfix.ask import ask
+from hotfix.beside import hooks
+from hotfix.errors import HotfixError
 from hotfix.export import PEFT_PREFIX
 from hotfix.fold import delta
 from hotfix.patch import A, B, Patch
@@ -131,6 +135,46 @@ def test_a_token_goes_over_no_open_wire(locked, sync, monkeypatch):
         library._put("http://pictures.example", locked(1), TOKEN)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(TOKEN + "\n", TOKEN), (TOKEN, f" {TOKEN}\r\n")])
+def test_a_newline_at_the_end_of_a_mounted_secret_is_none_of_the_token(
+    pipe, shelf, locked, sync, monkeypatch, ours, theirs
+):
+    for left in shelf.glob("hotfix.lock*"):
+        left.unlink()
+    locked(1)
+    monkeypatch.setenv("HOTFIX_TOKEN", ours)
+    with running(create(pipe, token=theirs, patches=shelf)) as address:
+        assert changes(sync(address, "--json")) == [("on", "quarters-1")]
+
+
+@pytest.mark.parametrize("token", ["supersecret\ntoken1234", "supersecret-tökén1234", "supersecret\x01token1234"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(server, pipe, locked, sync, monkeypatch, token):
+    locked(1)
+    monkeypatch.setenv("HOTFIX_TOKEN", token)
+    done = sync(server)
+    assert_one_sentence(done, "the token has letters that cannot be sent; wanted printable ASCII")
+    assert "supersecret" not in done.stdout + done.stderr and on(pipe) == []
+
+
+@pytest.mark.parametrize("token", ["supersecrettoken1234\n", "supersecret-\N{EURO SIGN}"])
+def test_a_header_that_cannot_be_sent_is_in_no_message_and_no_traceback(server, token):
+    with pytest.raises(HotfixError, match="cannot be asked") as found:
+        ask(server, "GET", "/hotfix/status", None, {"Authorization": f"Bearer {token}"})
+    assert "supersecret" not in f"{found.value} {found.value.hint}"
+    assert found.value.__suppress_context__ and found.value.__cause__ is None
+
+
+def test_a_patch_that_is_on_and_does_not_act_does_not_stay(server, pipe, locked, sync):
+    locked(1)
+    sync(server)
+    layer, key, _ = next(hooks(denoiser(pipe)))
+    del layer._forward_hooks[key]
+    made = json.loads(sync(server, "--dry-run", "--json").stdout)["changes"]
+    assert [row["change"] for row in made] == ["off", "on"] and made[0]["id"].endswith(" shadowed")
+    locked()
+    assert changes(sync(server, "--dry-run", "--json")) == [("off", "quarters-1")]
+
+
 def test_a_redirect_is_not_followed(server, locked, sync):
     async def away(request):
         return Response(status_code=307, headers={"location": f"{server}{request.url.path}"})
@@ -149,6 +193,9 @@ def test_a_redirect_is_not_followed(server, locked, sync):
         ("http://[", "is no server"),
         ("http://127.0.0.1:port", "is no server"),
         ("ftp://127.0.0.1", "is no server"),
+        ("http://:secret@127.0.0.1:8000", "127.0.0.1:8000 is no server"),
+        ("http://.foo", "http://.foo cannot be asked"),
+        ("http://127.0.0.1:9/ä", "http://127.0.0.1:9/ä cannot be asked"),
     ],
 )
 def test_an_address_without_a_server_is_said(locked, sync, address, words):
@@ -254,6 +301,28 @@ def test_sglang_keeps_its_own_adapters(locked, sync, tmp_path):
         assert nicknames(sglang) == ["style"] and before[0]["strengths"] == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "spoilt"),
+    [([1], {"strengths": [0.0]}), ([1], {"mode": "merged"}), ([2, 1], {"strengths": [1.0, 0.5]})],
+    ids=["off", "merged", "half"],
+)
+def test_what_sglang_lists_and_does_not_do_as_it_should_is_put_right(locked, sync, seeds, spoilt):
+    sglang = Sglang()
+    with running(sglang.app) as address:
+        locked(*seeds)
+        sync(address)
+        good = dict(sglang.active["transformer"][0])
+        sglang.active["transformer"][0].update(spoilt)
+        planned = changes(sync(address, "--dry-run", "--json"))
+        assert ("off", "quarters-1") in planned and ("on", "quarters-1") in planned
+        assert sync(address).returncode == 0
+        assert sglang.active["transformer"] == [good]
+        sglang.active["transformer"][0].update(spoilt)
+        locked()
+        assert ("off", "quarters-1") in changes(sync(address, "--json"))
+        assert sglang.active == {}, "what nobody lists comes off, however it is on"
+
+
 @pytest.mark.parametrize(("seed", "words"), [(3, "nobody knows how much"), (4, "22% of quarters-4")])
 def test_sglang_merges_no_patch_that_would_be_rounded_away(locked, sync, seed, words):
     sglang = Sglang()
@@ -357,6 +426,38 @@ def test_vllm_omni_has_no_adapters_for_convolutions(omni, sync, tmp_path):
     Stack.of(Patch.load(patch.save(tmp_path))).save(tmp_path / lock.LOCK)
     assert_one_sentence(sync(omni), "patches a convolution")
     assert not (tmp_path / "vllm-omni" / vllm_omni.FIELD).exists()
+
+
+@pytest.mark.parametrize("spoil", ["folder", "weights", "scale"])
+def test_vllm_omni_an_adapter_that_is_not_as_written_is_written_again(omni, locked, sync, tmp_path, spoil):
+    locked(1)
+    field = json.loads(sync(omni, "--json").stdout)["lora"]
+    said, weights = tmp_path / "vllm-omni" / vllm_omni.FIELD, Path(field["path"]) / "adapter_model.safetensors"
+    written, good = said.read_bytes(), weights.read_bytes()
+
+    def spoilt():
+        if spoil == "folder":
+            shutil.rmtree(field["path"])
+        elif spoil == "weights":
+            weights.unlink()
+        else:
+            said.write_text(written.decode().replace('"scale": 1.0', '"scale": 0.0'))
+
+    spoilt()
+    assert changes(sync(omni, "--dry-run", "--json")) == [("off", "quarters-1"), ("on", "quarters-1")]
+    assert json.loads(sync(omni, "--json").stdout)["lora"] == field
+    assert (said.read_bytes(), weights.read_bytes()) == (written, good)
+    spoilt()
+    locked()
+    assert json.loads(sync(omni, "--json").stdout)["lora"] is None
+
+
+@pytest.mark.parametrize("patches", ['[["a"]]', "[1]", '["abcd"]', "null"])
+def test_vllm_omni_rows_that_are_none_are_said(omni, locked, sync, tmp_path, patches):
+    locked(1)
+    (tmp_path / "vllm-omni").mkdir()
+    (tmp_path / "vllm-omni" / vllm_omni.FIELD).write_text(f'{{"lora": null, "patches": {patches}}}')
+    assert_one_sentence(sync(omni), "adapter.json cannot be read")
 
 
 # The example, as its README starts it
