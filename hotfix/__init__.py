@@ -7,8 +7,7 @@
     with hotfix.Stack.of(patch).on(pipe):
         image = pipe("mauritania", **recipe.base.call).images[0]
 
-Whatever else is public is in `hotfix.__all__`; the rest are modules of one idea each, which the floors in pyproject.toml
-put in order.
+What else is public is in `hotfix.__all__`. Modules have one idea each, and the floors in pyproject.toml their order.
 """
 
 import lazy_loader

@@ -107,7 +107,11 @@ def loaded(pipe: Any, component: str, factors: Factors, weight: float) -> Iterat
         component: the network's name in it.
         factors: under peft's names without a component; alpha = rank.
         weight: that they count with.
+
+    Raises:
+        HotfixError: it has adapters of its own, in whatever network: its loader would take them off, too.
     """
+    lora.refuse_others(*pipe.components.values())
     model, loads = getattr(pipe, component), hasattr(pipe, "load_lora_weights")
     with lora.restored(model):
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hotfix import production
 from hotfix.case import Case, Target
 from hotfix.denoiser import Denoiser
 from hotfix.families import FAMILIES
@@ -23,12 +24,16 @@ SEARCHED, SHORT, STRIDE = 15, 4, 0.1  # steps of the search for a noise, denoisi
 
 
 def samplings(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int) -> Pictures:
-    """The pipeline's own call with half and twice the steps, without guidance, and with twice of it, in equal parts."""
-    call = dict(denoiser.call)
-    steps = int(call.get("num_inference_steps", 50))
-    ways = [call | {"num_inference_steps": max(1, steps // 2)}, call | {"num_inference_steps": 2 * steps}]
-    if denoiser.guidance != 1:
-        ways += [call | {"guidance_scale": scale} for scale in (1.0, 2 * denoiser.guidance)]
+    """The pipeline's own call with half and twice the steps, without guidance, and with twice of it, in equal parts.
+
+    More steps than the schedule has levels are none.
+    """
+    call, most = dict(denoiser.call), denoiser.pipe.scheduler.config.num_train_timesteps
+    steps = int(call.get("num_inference_steps", production.usual(denoiser.pipe, "num_inference_steps")))
+    ways = [call | {"num_inference_steps": some} for some in (max(1, steps // 2), min(2 * steps, most))]
+    plain = FAMILIES[denoiser.family].plain  # where guidance counts from
+    if plain is not None and denoiser.guidance != 1:
+        ways += [call | {"guidance_scale": scale + (plain - 1)} for scale in (1.0, 2 * denoiser.guidance)]
     captions, drawn = cycled(list(case.captions) or [""], n), []
     for i, way in enumerate(ways[:n]):
         rows = range(i, n, len(ways))
@@ -132,7 +137,7 @@ def sizes_of(denoiser: Denoiser) -> list[tuple[int, int]]:
 
 def at_size(denoiser: Denoiser, size: tuple[int, int]) -> Denoiser:
     """The same pipeline, drawing at another height and width, in pixels."""
-    return replace(denoiser, call={**denoiser.call, "height": size[0], "width": size[1]})
+    return replace(denoiser, other_size=size)
 
 
 def _resized(pictures: Pictures, size: tuple[int, int]) -> Pictures:

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hotfix import beside, cost, describe, lora, need, offload, pictures, processes
+from hotfix import beside, cost, describe, lora, need, offload, pictures, processes, relations
 from hotfix import checkpoint as unfinished
 from hotfix.aside import aside
 from hotfix.calibrate import Window
 from hotfix.case import Case, prepare
 from hotfix.compiled import compiled
 from hotfix.denoiser import Denoiser
-from hotfix.errors import RecipeError, StackError
+from hotfix.errors import RecipeError, StackError, joined
 from hotfix.fold import survivals
 from hotfix.manifest import BaseIdentity, Manifest, Scope, now
 from hotfix.patch import A, Patch, digest, from_torch
@@ -61,9 +61,10 @@ def build(
         spent: called with the same at the end, for a report. A patch does not hold it: the same recipe, the same bytes.
 
     Raises:
-        HotfixError: more memory is needed than is free; the pipeline is as it was.
+        HotfixError: more memory is needed than is free, somebody's adapters are on, or training broke down; the
+            pipeline is as it was.
         RecipeError: the recipe or its pictures cannot be used; nothing was trained.
-        StackError: patches are on.
+        StackError: patches are on, or the patch to be cannot be on together with `stack`; nothing was trained.
     """
     if recipe.train.orthogonal_to_stack and not stack.patches:
         raise RecipeError(
@@ -72,6 +73,9 @@ def build(
         )
     if on := applied(pipe):
         raise StackError(f"{on[0].name} is on this pipeline", hint="remove it first, or build on a fresh pipeline")
+    to_be = recipe.model_copy(update={"requires": requires(recipe, stack)})
+    if stack.patches and (wrong := relations.problems([*(patch.manifest for patch in stack.patches), to_be])):
+        raise joined(wrong, StackError)
     denoiser = Denoiser(pipe, recipe.base.call, shared=processes.several())
     offload.refuse_pieces(denoiser.model)
     measured = cost.meter(denoiser.device)
@@ -164,7 +168,7 @@ def _patch(
         conflicts=recipe.conflicts,
         supersedes=recipe.supersedes,
         scope=Scope(
-            t_lo=min(window.t_lo for window in windows),
+            t_lo=max(window.t_lo for window in windows),  # of several targets, where all of them were
             height=denoiser.size[0],
             width=denoiser.size[1],
             scheduler=type(denoiser.pipe.scheduler).__name__,

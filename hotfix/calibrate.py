@@ -36,7 +36,10 @@ class Window:
     t_lo: float
 
     def sample(self, kind: str, n: int, generator: torch.Generator) -> Tensor:
-        """Noise levels (n,), drawn in proportion to m(t) + FLOOR above t_lo, spread evenly inside a grid cell."""
+        """Noise levels (n,), evenly from grid cells, which are drawn in proportion to m(t) + FLOOR from t_lo on.
+
+        A cell lies below its grid level, so the lowest reaches 1/GRID below t_lo.
+        """
         weight = (self.m[kind] + FLOOR) * (self.t >= self.t_lo)
         cell = torch.multinomial(weight, n, replacement=True, generator=generator)
         return (self.t[cell] - torch.rand(n, generator=generator) / GRID).clamp(min=1 / (2 * GRID))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hotfix import editor, embedding, inpaint, pictures, surrogate
 from hotfix.augment import augmented
-from hotfix.bank import bank_captions, bank_pictures
+from hotfix.bank import asked_for, bank_captions, bank_pictures, drawn_captions, refuse_forgotten
 from hotfix.calibrate import find_t_lo
 from hotfix.denoiser import Denoiser
-from hotfix.errors import ForgetConflict, RecipeError
+from hotfix.errors import RecipeError
 from hotfix.gate import Chosen, Gate
 from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
@@ -59,6 +59,7 @@ class Case:
     x_r: Latents
     twins: Tensor  # (R,) bool: rows of the bank that draw a target and must stay, with scope = "caption"
     scope: str = "any"  # "caption": the target is suppressed under its own captions and stays under all others
+    given: range = range(0)  # rows of the bank that are the recipe's own pictures
 
     @property
     def strangers(self) -> Pictures:
@@ -84,7 +85,7 @@ class Case:
 
         What the base draws without a caption may be half a copy of the target: more alike than a stranger, it is none.
         """
-        asked = torch.tensor([bool(caption) for caption in self.retain_captions])
+        asked = asked_for(self.retain_captions, self.given)
         return ~self.twins & (asked | (target.similarity(self.retain) <= target.null))
 
     def caption_kinds(self) -> dict[str, list[str]]:
@@ -108,8 +109,9 @@ def prepare(recipe: Recipe, denoiser: Denoiser, stage: Callable[[str], None] = l
         stage: told for every target how many surrogates were taken, and why others were refused.
 
     Raises:
-        RecipeError: a picture that cannot be used, or no surrogate.
-        ForgetConflict: the base draws a forget picture for a caption that the recipe does not name.
+        RecipeError: a picture that cannot be used, nothing that may stay, or no surrogate.
+        ForgetConflict: the base draws a forget picture for a caption that the recipe does not name, or the recipe
+            itself says that the picture must stay.
     """
     seed = recipe.train.seed
     forget = pictures.load(recipe.files(recipe.forget.images, "forget.images"), denoiser.size)
@@ -117,51 +119,47 @@ def prepare(recipe: Recipe, denoiser: Denoiser, stage: Callable[[str], None] = l
     if recipe.surrogate.kind == "files":
         given = pictures.load(recipe.files(recipe.surrogate.images, "surrogate.images"), denoiser.size)
     captions, bank = bank_captions(recipe, denoiser), bank_pictures(recipe, denoiser)
+    rows = range(len(drawn_captions(recipe, denoiser)), len(captions))  # of retain.images
     views = [look for i, picture in enumerate(forget) for look in _views(recipe, picture[None], seed + i)]
     shown = [*forget, *torch.cat(views)] if views else forget
-    alike = torch.stack([drawings(picture, captions, bank) for picture in shown]).any(dim=0)
-    clashes = sorted({caption for caption, same in zip(captions, alike.tolist(), strict=True) if same and caption})
-    scope = recipe.forget.scope
-    if clashes and scope == "any":
-        named = ", ".join(repr(caption) for caption in clashes[:5])
-        raise ForgetConflict(
-            f"the base also draws a forget picture{' or a view of one' if views else ''} for the caption {named}",
-            wanted="a forget picture that no other caption needs",
-            hint="if that drawing is wrong too, add the caption to forget.captions; if it is right, "
-            'suppress the picture under its own captions only: forget.scope = "caption"'
-            + ("; or name fewer kinds in train.augment" if views else ""),
-        )
-    strangers = bank[~alike]
+    alike = torch.stack([drawings(picture, captions, bank, rows) for picture in shown]).any(dim=0)
+    refuse_forgotten(recipe, captions, alike, rows)
+    strangers, scope = bank[~alike], recipe.forget.scope
+    if given is not None:
+        surrogate.check_files(given, forget, strangers)
     if scope == "caption":  # the same picture has a right to be there under every other caption, and under none
         bank, captions = torch.cat([bank, forget]), [*captions, *[""] * len(forget)]
         alike = torch.cat([alike, torch.ones(len(forget), dtype=torch.bool)])
     else:
         bank = strangers
         captions = [caption for caption, same in zip(captions, alike.tolist(), strict=True) if not same]
+        rows = range(len(bank) - len(rows), len(bank))
         alike = torch.zeros(len(bank), dtype=torch.bool)
 
-    def target(i: int, picture: Picture) -> Target:
+    def target(i: int) -> Target:
         def say(words: str) -> None:
             stage(f"surrogates of target {i + 1}: {words}")
 
-        return _target(recipe, denoiser, picture, _own(given, i, len(forget)), strangers, seed + i, say)
+        others = [look for j, look in enumerate(looks) if j != i]
+        return _target(recipe, denoiser, looks[i], others, _own(given, i, len(forget)), strangers, seed + i, say)
 
-    targets = tuple(target(i, picture) for i, picture in enumerate(forget))
+    looks = _looks(recipe, forget)
+    targets = tuple(target(i) for i in range(len(forget)))
     if toward := _adjacent(recipe, denoiser, targets, strangers):
         targets = tuple(replace(target, adjacent=x) for target, x in zip(targets, toward, strict=True))
     own = tuple(recipe.forget.captions)
-    return Case(targets, own, tuple(captions), bank, denoiser.encode(bank), alike, scope)
+    return Case(targets, own, tuple(captions), bank, denoiser.encode(bank), alike, scope, rows)
 
 
-def drawings(picture: Picture, captions: Sequence[str], bank: Pictures) -> Tensor:
+def drawings(picture: Picture, captions: Sequence[str], bank: Pictures, given: range = range(0)) -> Tensor:
     """Which rows of the bank are drawings of the picture, (R,) bool.
 
-    Under another caption only the same picture is one: a near twin has a right to be there. Without a caption the base
-    draws what it likes, the target among it, and everything nearer to it than to a stranger is a drawing of it.
+    Under another caption, and where somebody has given it, only the same picture is one: a near twin has a right to be
+    there. Without a caption the base draws what it likes, the target among it, and everything nearer to it than to a
+    stranger is a drawing of it.
     """
     known = threshold(null(pixel(stranger(picture)), bank))
-    limit = torch.tensor([SAME if caption else known for caption in captions])
-    return pixel(picture)(bank) >= limit
+    return pixel(picture)(bank) >= torch.where(asked_for(captions, given), SAME, known)
 
 
 def _views(recipe: Recipe, looks: Pictures, seed: int) -> list[Pictures]:
@@ -195,20 +193,30 @@ def _own(given: Pictures | None, i: int, forgets: int) -> Pictures | None:
     return given[i : i + 1]
 
 
+Look = tuple[Picture, Similarity | None]  # a forget picture, and the similarity to it that the recipe names
+
+
+def _looks(recipe: Recipe, forget: Pictures) -> list[Look]:
+    """The forget pictures as the recipe has them looked at; None is by pixels."""
+    wanted = recipe.similarity
+    if wanted.kind == "pixel":
+        return [(picture, None) for picture in forget]
+    embed = embedding.embedder(wanted, recipe.place(wanted.path))
+    return [(picture, embedding.cosine(embed, picture)) for picture in forget]
+
+
 def _target(
     recipe: Recipe,
     denoiser: Denoiser,
-    picture: Picture,
+    look: Look,
+    others: list[Look],
     given: Pictures | None,
     bank: Pictures,
     seed: int,
     say: Callable[[str], None],
 ) -> Target:
-    wanted = recipe.similarity
-    seen = None
-    if wanted.kind != "pixel":
-        seen = embedding.cosine(embedding.embedder(wanted, recipe.place(wanted.path)), picture)
-    chosen = _surrogates(recipe, denoiser, picture, given, bank, seen, seed)
+    wanted, (picture, seen) = recipe.similarity, look
+    chosen = _surrogates(recipe, denoiser, look, others, given, bank, seed)
     say(chosen.words)
     surrogates = chosen.pictures
     unseen = pixel(stranger(picture))
@@ -229,35 +237,40 @@ def _target(
 def _surrogates(
     recipe: Recipe,
     denoiser: Denoiser,
-    picture: Picture,
+    look: Look,
+    others: list[Look],
     given: Pictures | None,
     bank: Pictures,
-    seen: Similarity | None,
     seed: int,
 ) -> Chosen:
-    """What the recipe wants instead; `seen` is the similarity it names, if that is not by pixels."""
+    """What the recipe wants instead: no forget picture, neither the one that is looked at nor one of the others."""
+    picture, seen = look
     plain = seen or pixel(picture)
     limit = null(plain, bank)
     count = recipe.surrogate.count or (BLENDED if recipe.surrogate.kind == "posterior" else 1)
 
-    def gate(similarity: Similarity, limit: float) -> Gate:
-        return Gate.of(denoiser, picture, bank, similarity, limit, seed)
+    def known(eye: Callable[[Picture], Similarity]) -> tuple[tuple[Similarity, float], ...]:
+        found = [by or eye(other) for other, by in others]
+        return tuple((one, recipe.similarity.tau or threshold(null(one, bank))) for one in found)
+
+    def gate(similarity: Similarity, limit: float, eye: Callable[[Picture], Similarity] = pixel) -> Gate:
+        return Gate.of(denoiser, picture, bank, similarity, limit, seed, known(eye))
 
     match recipe.surrogate.kind:
         case "files":
             assert given is not None
-            surrogate.check_files(given, pixel(picture), (1 + threshold(null(pixel(picture), bank))) / 2)
             return Chosen(given, f"{len(given)} given in files, none of them the target")
         case "sdedit":
             return surrogate.sdedit(denoiser, picture, gate(plain, limit), count, seed)
         case "nearest" | "posterior":
-            return surrogate.nearest(bank, Gate(plain, limit), count)
+            return surrogate.nearest(bank, Gate(plain, limit, others=known(pixel)), count)
         case "latent":
             return surrogate.extrapolate(denoiser, picture, bank, gate(plain, limit), count, seed)
         case "inpaint":
             mask = _mask(recipe, denoiser, picture, bank, pixel(picture), seed)
             where = seen or inside(picture, mask)
-            return inpaint.inpaint(denoiser, picture, mask, gate(where, null(where, bank)), count, seed)
+            redrawn = gate(where, null(where, bank), lambda other: inside(other, mask))
+            return inpaint.inpaint(denoiser, picture, mask, redrawn, count, seed)
         case "editor":
             assert recipe.surrogate.editor is not None
             return editor.edit(recipe.surrogate.editor, picture, gate(plain, limit), count, seed)

@@ -92,8 +92,10 @@ def apply(
     from hotfix.recipe import without_path
     from hotfix.stack import Stack
 
-    if out.exists() and any(out.iterdir()):
-        raise StackError(f"{out} is not empty", hint="name a new folder: a patched copy never overwrites a pipeline")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StackError(
+            f"{out} is not an empty folder", hint="name a new folder: a patched copy never overwrites a pipeline"
+        )
     if dtype not in ("float32", "float16", "bfloat16"):
         raise HotfixError(f"--dtype is {dtype}", wanted="float32, float16 or bfloat16", hint="float32 loses nothing")
     patches = Stack.load(stack)

@@ -46,6 +46,10 @@ def build(
     Args:
         recipes: each a recipe.toml.
     """
+    if n < 0:
+        raise HotfixError(f"-n {n}", wanted="0 or more", hint="-n 0 measures nothing, -n 299 bounds a rate by 1%")
+    if out.exists() and not out.is_dir():
+        raise HotfixError(f"-o {out} is a file", wanted="a folder", hint="name another one")
     asked = Asked(out, stack, n, html, show_forget)
     if ray is None and workers is not None:
         raise HotfixError("--workers is about a cluster", hint="hotfix build RECIPES --ray --workers 4")

@@ -34,7 +34,7 @@ def compare(
     wanted = Recipe.load(recipe)
     wanted.pictures()
     first, second = Patch.load(a), Patch.load(b)
-    pipe = pipeline_of(pipeline, draws=True)
+    pipe = pipeline_of(pipeline, like=wanted.base, draws=True)
     from hotfix import page
     from hotfix.comparing import compare as measure
     from hotfix.describe import beside

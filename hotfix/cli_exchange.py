@@ -49,12 +49,13 @@ def import_(
         file: .safetensors; kohya's, peft's or diffusers' keys.
     """
     console.quiet_libraries()
+    from hotfix.export import write
     from hotfix.importing import check, wrap
 
     check(file, name, version)
     note = ledger.notes(Path(lock.LOCK))
     repo, _, commit = base.partition("@")
     made = wrap(file, pipeline_of(base), name, version, repo=repo, commit=commit, request=request)
-    path = made.save(out)
+    (path,) = write({f"{made.name}-{made.version}.safetensors": made.dump()}, out)
     console.data({"path": str(path), "id": made.id}, str(path), json)
     note("imported", [ledger.ref(made)])

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from hotfix import chain, console, ledger, lock
 from hotfix.chain import Entry, Ref
+from hotfix.describe import printable
 from hotfix.errors import HotfixError, LedgerError
 from hotfix.options import Json, Lock, Parameter
 
@@ -103,7 +104,7 @@ def _line(entry: Entry, remark: str) -> str:
         *([remark] if remark else []),
     ]
     line = f"{entry.n:>3}  {entry.at}  {entry.by}  {'; '.join(words)}"
-    return "".join(letter if letter.isprintable() else " " for letter in line)
+    return printable(line)
 
 
 def _text(value: str | bool | list[str]) -> str:

@@ -49,9 +49,19 @@ def score(
 
     if quick or bound is not None:
         n = pictures_for(QUICK if bound is None else bound)
+    if n < 1:
+        raise HotfixError(
+            f"-n {n}", wanted="a picture or more", hint="-n 29 is a quick look, -n 299 bounds a rate by 1%"
+        )
     wanted = [Recipe.load(recipe) for recipe in recipes]
     for one in wanted:
         one.pictures()
+    ways = [one.base.model_dump(include={"dtype", "bits", "offload"}) for one in wanted]
+    if differ := [f"base.{key}" for key in ways[0] if any(way[key] != ways[0][key] for way in ways)]:
+        raise HotfixError(
+            f"the recipes do not agree on {', '.join(differ)}, and share one loaded pipeline",
+            hint="score them one at a time",
+        )
     seen = {"features": features, "lpips": lpips, "clip": clip}
     if (html or attacks or any(seen.values())) and len(wanted) > 1:
         raise HotfixError(
@@ -74,7 +84,7 @@ def score(
     if not processes.first() and not shared:
         return
     networks = Networks.load(**seen)
-    pipe = pipeline_of(pipeline, draws=True, split=processes.split())
+    pipe = pipeline_of(pipeline, like=wanted[0].base, draws=True, split=processes.split())
 
     if len(wanted) > 1:
         from hotfix.interfering import interference
@@ -89,14 +99,14 @@ def score(
         from hotfix.scoring import score as measure
 
         gallery = Gallery(show_forget) if html else None
-        ways = [name for name in attacks.split(",") if name]
         report = measure(
             pipe,
             wanted[0],
+            source=pipeline,
             stack=patches,
             seed=seed,
             n=n,
-            attacks=ways,
+            attacks=[name for name in attacks.split(",") if name],
             networks=networks,
             gallery=gallery,
             stage=console.say if processes.first() else lambda words: None,

@@ -43,9 +43,12 @@ def merge(
 ) -> None:
     """Several patches as one, exactly: their factors side by side. It supersedes its parts.
 
+    Refused: parts that could not be in one lock, and a file that is there already and is another.
+
     Args:
         patches: .safetensors files of one base, in stack order.
     """
+    from hotfix.export import write
     from hotfix.merge import merge as merged
     from hotfix.patch import Patch
 
@@ -54,7 +57,7 @@ def merge(
         raise StackError(f"-o is {out.name}", wanted="NAME-VERSION.safetensors", hint="such as faces-1.0.0.safetensors")
     note = ledger.notes(Path(lock.LOCK))
     made = merged([Patch.load(path) for path in patches], name, version)
-    path = made.save(out)
+    (path,) = write({out.name: made.dump()}, out.parent)
     console.data({"path": str(path), "id": made.id}, str(path), json)
     note("merged", [ledger.ref(made)])
 

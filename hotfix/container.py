@@ -98,6 +98,7 @@ def layout(header: Any, name: str, length: int = MAX_FILE) -> tuple[dict[str, st
     try:
         metadata = header.get("__metadata__", {})
         spans = {key: _span(value) for key, value in header.items() if key != "__metadata__"}
+        json.dumps([metadata, *spans], ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _broken(name, error) from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

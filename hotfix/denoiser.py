@@ -5,9 +5,7 @@ into the endpoint x_hat it implies. Noise levels are sampled as such, never as s
 them downwards, and an index there is an easy way to train at the wrong end.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hotfix import latents, offload, processes
+from hotfix import latents, offload, processes, production
 from hotfix.captions import encode as encoded
 from hotfix.families import FAMILIES, FLOW, Rows, known
 from hotfix.objective import ddim
@@ -36,9 +34,11 @@ class Denoiser:
     pipe: Any
     call: Mapping[str, Any]  # how the pipeline is called in production
     shared: bool = False  # with the other processes of a launch: each draws some of the pictures, and gets all
+    other_size: tuple[int, int] | None = None  # than production's, height and width: of what `denoise` draws
 
     def __post_init__(self) -> None:
         known(self.pipe)
+        production.check(self.pipe, self.call, self.token)
 
     @property
     def family(self) -> str:
@@ -78,9 +78,18 @@ class Denoiser:
         found = getattr(self.pipe, "vae_scale_factor", None)
         return found or 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def token(self) -> int:
+        """Pixels to a side of the least that the network takes: height and width are multiples of it."""
+        config = self.model.config
+        patch = config.get("patch_size") or max(config.get("all_patch_size") or [1])
+        return self.factor * max(patch, 2 if hasattr(self.pipe, "_pack_latents") else 1)
+
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width of a drawn picture, in pixels."""
+        if self.other_size is not None:
+            return self.other_size
         cells = getattr(self.model.config, "sample_size", None) or getattr(self.pipe, "default_sample_size", None)
         side = cells * self.factor if cells else USUAL
         return int(self.call.get("height", side)), int(self.call.get("width", side))
@@ -106,7 +115,7 @@ class Denoiser:
         plain = FAMILIES[self.family].plain
         if not self.captioned or plain is None or self.pipe.config.get("is_distilled"):
             return 1.0
-        usual = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+        usual = production.usual(self.pipe, "guidance_scale")
         return max(1.0, float(self.call.get("guidance_scale", usual)) + (1 - plain))
 
     def schedule(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,12 +277,13 @@ class Denoiser:
                 len(seeds), lambda rows: alone.draw([captions[row] for row in rows], [seeds[row] for row in rows])
             )
         drawn = []
-        with _quiet(self.pipe):
+        with production.quiet(self.pipe):
             for part in self.parts(len(seeds)):
                 generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[part]]
                 words = captions[part] if self.captioned else [""] * len(generators)
                 asked = FAMILIES[self.family].ask(self.pipe, words)
-                images = self.pipe(**asked, generator=generators, output_type="pt", **self.call).images
+                said = production.said(self.call, len(generators))
+                images = self.pipe(**asked, generator=generators, output_type="pt", **said).images
                 drawn.append(images.float().cpu() * 2 - 1)
         return torch.cat(drawn)
 
@@ -282,18 +292,3 @@ def sample(condition: Mapping[str, Tensor], n: int, generator: torch.Generator) 
     """n rows of a condition, drawn by chance, and which: the same of every tensor, as together they are a caption."""
     pick = torch.randint(max(map(len, condition.values()), default=1), (n,), generator=generator)
     return {key: rows[pick.to(rows.device)] for key, rows in condition.items()}, pick
-
-
-@contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """No progress bar for every batch, and the pipeline's own setting back afterwards."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    had = hasattr(pipe, "_progress_bar_config")
-    pipe.set_progress_bar_config(**before | {"disable": True})
-    try:
-        yield
-    finally:
-        if had:
-            pipe._progress_bar_config = before
-        else:
-            del pipe._progress_bar_config

@@ -47,11 +47,16 @@ def describe(patch: Patch | Outline, measured: str = "") -> str:
         "made": f"{m.created} by {m.tool}",
     }
     last = [
-        *filter(None, [measured]),
+        *filter(None, [printable(measured)]),
         SUPPRESSION if m.scope else UNKNOWN,
         *([UNREAD] if isinstance(patch, Outline) else []),
     ]
-    return "\n".join([*(f"{key:<12} {value}" for key, value in rows.items() if value), "", *last])
+    return "\n".join([*(f"{key:<12} {printable(value)}" for key, value in rows.items() if value), "", *last])
+
+
+def printable(text: str) -> str:
+    """Words of others on one line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _measured(scope: "Scope | None") -> str:

@@ -5,7 +5,6 @@ arguments of the pipeline's call, captions as rows of conditions, and noisy late
 Encoders are the pipeline's own; the schedule and the kind of prediction are its scheduler's.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from hotfix import offload
 from hotfix.errors import RecipeError, UnknownFamily
+from hotfix.production import usual
 from hotfix.shapes import Latents
 
 Captions = Sequence[str]  # "" is the empty caption
@@ -79,7 +79,7 @@ def _flux(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Te
     states, pooled, _ = pipe.encode_prompt(list(captions), **_length(call))
     rows = {"encoder_hidden_states": states, "pooled_projections": pooled}
     if pipe.transformer.config.guidance_embeds:  # distilled: the network is told the scale, and is asked once
-        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", _default(pipe, "guidance_scale")))
+        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", usual(pipe, "guidance_scale")))
     return rows
 
 
@@ -87,7 +87,7 @@ def _flux2(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, T
     states, places = pipe.encode_prompt(list(captions), **_length(call))
     rows = {"encoder_hidden_states": states, "txt_ids": places}
     if pipe.transformer.config.guidance_embeds:
-        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", _default(pipe, "guidance_scale")))
+        rows["guidance"] = states.new_full((len(states),), call.get("guidance_scale", usual(pipe, "guidance_scale")))
     return rows
 
 
@@ -99,7 +99,7 @@ def _pixart(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, 
 
 def _sana(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[str, Tensor]:
     """Captions come after an instruction, nothing does not: both end up equally long."""
-    instruction = call.get("complex_human_instruction", _default(pipe, "complex_human_instruction"))
+    instruction = call.get("complex_human_instruction", usual(pipe, "complex_human_instruction"))
     options = {"do_classifier_free_guidance": False, "clean_caption": call.get("clean_caption", False)} | _length(call)
     rows = []
     for caption in captions:
@@ -120,13 +120,9 @@ def _qwen_image(pipe: Any, captions: Captions, size: Size, call: Call) -> dict[s
 
 def _filled(pipe: Any, states: Sequence[Tensor], call: Call) -> dict[str, Tensor]:
     """As many states as a caption has words, filled up with zeros to the same length, and how many there are."""
-    length = call.get("max_sequence_length", _default(pipe, "max_sequence_length"))
+    length = call.get("max_sequence_length", usual(pipe, "max_sequence_length"))
     filled = torch.stack([nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in states])
     return {"encoder_hidden_states": filled, "words": torch.tensor(list(map(len, states)), device=filled.device)}
-
-
-def _default(pipe: Any, argument: str) -> Any:
-    return inspect.signature(pipe.__call__).parameters[argument].default
 
 
 def _length(call: Call) -> dict[str, Any]:

@@ -65,10 +65,18 @@ class Gate:
     limit: float  # an edit is no longer x_f below this similarity
     error: Callable[[Pictures], PerExample] | None = None  # of pictures that the base may not have drawn
     most: float = float("inf")  # the base might have drawn an edit up to this error
+    others: tuple[tuple[Similarity, float], ...] = ()  # to other forget pictures; from so alike on, an edit is that one
 
     @classmethod
     def of(
-        cls, denoiser: Denoiser, picture: Picture, bank: Pictures, similarity: Similarity, limit: float, seed: int
+        cls,
+        denoiser: Denoiser,
+        picture: Picture,
+        bank: Pictures,
+        similarity: Similarity,
+        limit: float,
+        seed: int,
+        others: tuple[tuple[Similarity, float], ...] = (),
     ) -> Self:
         """A gate on a base: the largest error is the 95th percentile of the retain pictures', or x_f's own.
 
@@ -79,20 +87,24 @@ class Gate:
             similarity: to x_f.
             limit: an edit is no longer x_f below this similarity.
             seed: of the noise.
+            others: similarity to every other forget picture, and from where on an edit is that one.
         """
 
         def of_base(pictures: Pictures) -> PerExample:
             return error(denoiser, pictures, seed)
 
         usual = of_base(bank[:: -(-len(bank) // REFERENCE)]).quantile(0.95)
-        return cls(similarity, limit, of_base, max(float(usual), float(of_base(picture[None]))))
+        return cls(similarity, limit, of_base, max(float(usual), float(of_base(picture[None]))), others)
 
     def strangers(self, edits: Pictures) -> Tensor:
-        """Which edits are no longer x_f, (B,) bool."""
-        return self.similarity(edits) < self.limit
+        """Which edits are no longer x_f, nor any other forget picture, (B,) bool."""
+        strange = self.similarity(edits) < self.limit
+        for similarity, tau in self.others:
+            strange &= similarity(edits) < tau
+        return strange
 
     def passes(self, edits: Pictures) -> Tensor:
-        """Which edits are no longer x_f and might be the base's, (B,) bool."""
+        """Which edits are no forget picture and might be the base's, (B,) bool."""
         strange = self.strangers(edits)
         return strange & (self.error(edits) <= self.most) if self.error is not None else strange
 
@@ -108,12 +120,14 @@ class Gate:
         Raises:
             RecipeError: none passes; it says why, in numbers.
         """
-        passes, alike = self.passes(edits), ~self.strangers(edits)
+        passes, strange = self.passes(edits), self.strangers(edits)
+        alike = self.similarity(edits) >= self.limit
         near = edits[passes]
         taken = near[self.similarity(near).argsort(descending=True)][:count]
         reasons = {
             f"still too like the target (>= {self.limit:.3f})": int(alike.sum()),
-            "unlike anything that the base draws": int((~alike & ~passes).sum()),
+            "another forget picture": int((~alike & ~strange).sum()),
+            "unlike anything that the base draws": int((strange & ~passes).sum()),
             "farther from the target than those": len(near) - len(taken),
         }
         why = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)

@@ -6,6 +6,7 @@ understand. Only alphas are ours, which diffusers misreads where ranks differ. W
 
 import copy
 import hashlib
+import json
 import re
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -22,7 +23,7 @@ from hotfix.export import PEFT_CONFIG, PEFT_PREFIX, peft_config
 from hotfix.fewer_bits import DENOISERS
 from hotfix.fold import survivals
 from hotfix.manifest import BaseIdentity, Manifest, now
-from hotfix.patch import A, Patch
+from hotfix.patch import PEFT_KEY, A, Patch
 from hotfix.ranks import even
 from hotfix.reach import models
 from hotfix.recipe import PatchName, PatchVersion, without_path
@@ -31,6 +32,7 @@ from hotfix.weights import sketched
 
 FIRST, SECOND = re.compile(r"[._]lora[._](A|down)\.weight$"), re.compile(r"[._]lora[._](B|up)\.weight$")
 ALPHA = ".alpha"
+GLOBAL_ALPHAS = {"alpha", "lora_alpha", "network_alpha", "ss_network_alpha"}  # in headers, as some writers have them
 SMALLER = "save the LoRA in half precision, or with a lower rank"
 ENCODERS = ("text_encoder", "lora_te")
 
@@ -145,6 +147,10 @@ def _nonzero(factors: dict[str, Tensor]) -> int:
 def _baked(raw: dict[str, Tensor]) -> dict[str, Tensor]:
     """The factors without alphas: alpha / rank is in the second of each pair."""
     ranks = {FIRST.sub("", key): len(tensor) for key, tensor in raw.items() if FIRST.search(key)}
+    layers = {half.sub("", key) for key in raw for half in (FIRST, SECOND) if half.search(key)}
+    if idle := sorted({key for key in raw if key.endswith(ALPHA)} - {layer + ALPHA for layer in layers}):
+        hint = "nobody can tell the strength of its factors"
+        raise PatchFormatError(f"{idle[0]} is of no layer here", wanted="alphas called LAYER.alpha", hint=hint)
     scales = {layer: float(raw[layer + ALPHA]) / rank for layer, rank in ranks.items() if layer + ALPHA in raw}
     return {
         key: tensor.float() * scales.get(SECOND.sub("", key), 1.0) if SECOND.search(key) else tensor
@@ -153,9 +159,27 @@ def _baked(raw: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _stated(file: Path, component: str) -> dict[str, Any] | None:
+    """What the header says of rank and alpha, for peft, or None where it says nothing: stock diffusers writes it."""
+    header, prefix = patch.said(file), f"{component}."
+    if not header.keys() & {PEFT_KEY, *GLOBAL_ALPHAS}:
+        return None
+    try:
+        stated = json.loads(header[PEFT_KEY])
+        config = {key.removeprefix(prefix): value for key, value in stated.items() if key.startswith(prefix)}
+        return config | {"r": config["r"], "lora_alpha": config["lora_alpha"]}  # for peft these may be missing
+    except (ValueError, KeyError, AttributeError) as error:
+        raise PatchFormatError(
+            f"{file.name} has an alpha in its header that cannot be read",
+            wanted=f"{prefix}r and {prefix}lora_alpha in {PEFT_KEY}",
+            hint="nobody can tell the strength of these factors; save it with stock diffusers, or with its alphas",
+        ) from error
+
+
 def _read(file: Path, raw: dict[str, Tensor], pipe: Any, component: str) -> dict[str, Tensor]:
     """The factors, in float32 and with alpha = rank, as a stock reader puts them on this model."""
     twin = _without_weights(models(pipe)[component])
+    alphas = any(key.endswith(ALPHA) for key in raw)
     try:
         if all(key.startswith(PEFT_PREFIX) for key in raw):
             state = {key.removeprefix(PEFT_PREFIX): tensor for key, tensor in raw.items()}
@@ -164,13 +188,15 @@ def _read(file: Path, raw: dict[str, Tensor], pipe: Any, component: str) -> dict
                 raise PatchFormatError(f"{file.name} has peft's keys", wanted=f"{PEFT_CONFIG} beside it", hint=hint)
             lora.put_on(twin, state, file.parent)
         elif not hasattr(pipe, "load_lora_weights"):
-            state = even({key.removeprefix(f"{component}."): tensor for key, tensor in raw.items()})
-            lora.put_on(twin, state, peft_config(state))
+            state = {key.removeprefix(f"{component}."): tensor for key, tensor in _baked(raw).items()}
+            config = None if alphas else _stated(file, component)
+            state = state if config else even(state)
+            lora.put_on(twin, state, config or peft_config(state))
         else:
             other = copy.copy(pipe)
             setattr(other, component, twin)
             # As a file where the strength is in its header, as tensors where it is in its alphas.
-            source = _baked(raw) if any(key.endswith(ALPHA) for key in raw) else str(file.parent)
+            source = _baked(raw) if alphas else str(file.parent)
             options = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
             other.load_lora_weights(source, adapter_name=lora.ADAPTER, **options)
     except HotfixError:

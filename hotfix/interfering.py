@@ -43,7 +43,7 @@ def interference(
         stage: called with a few words at the beginning of every stage.
 
     Raises:
-        StackError: fewer than two patches, or a recipe whose patch is not in the stack.
+        StackError: fewer than two patches, a recipe whose patch is not in the stack, or recipes of different calls.
         HotfixError: a recipe or the stack does not fit the pipeline.
     """
     patches = {patch.name: patch for patch in stack.patches}
@@ -54,6 +54,13 @@ def interference(
             wanted=f"{', '.join(strange)} in it" if strange else "two patches or more",
             hint="hotfix add PATCH",
         )
+    for other in recipes[1:]:
+        if other.base.call != recipes[0].base.call:  # what must stay is drawn once, for all of them
+            raise StackError(
+                f"{other.name} is measured with {other.base.call}",
+                wanted=f"{recipes[0].base.call}, as of {recipes[0].name}",
+                hint="score it alone, or give both recipes one base.call",
+            )
     stack.check(pipe)
     with stack.off(pipe):
         denoiser = Denoiser(pipe, recipes[0].base.call)

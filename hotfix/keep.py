@@ -41,9 +41,9 @@ def kept(
     Raises:
         HotfixError: nothing that was drawn may stay.
     """
-    captions = list(case.retain_captions)
-    if denoiser.captioned:
-        captions = [caption for caption in dict.fromkeys(captions) if caption] or [""]
+    captions = list(dict.fromkeys(filter(None, case.retain_captions)))
+    named = bool(captions)
+    captions = captions or [""] * len(case.retain_captions)  # the base draws what it likes, from as many seeds
     every = -(-len(captions) // n)
     seeds = [seed + KEEP + i for i in range(0, len(captions), every)]
     count, captions = len(captions), captions[::every]
@@ -62,7 +62,7 @@ def kept(
     unlike = 1 - torch.atleast_1d(ssim((after + 1) / 2, (before + 1) / 2, reduction="none", data_range=1.0))
     found: dict[str, Any] = {}
     rates: dict[str, Rate] = {}
-    if denoiser.captioned:
+    if named:
         own = case.retain[[case.retain_captions.index(caption) for caption in captions]]
         was, now = (right(drawn, own, case.retain) for drawn in (before, after))
         found = {"before": Rate.among(was), "after": Rate.among(now)}

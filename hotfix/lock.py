@@ -4,7 +4,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,19 +121,14 @@ def _read(path: Path) -> tuple[list[Row], list[Signer]]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if (found := data["lock-version"]) != LOCK_VERSION:
             raise StackError(f"{path} has lock-version {found}", wanted=str(LOCK_VERSION), hint="upgrade hotfix")
-        listed = [
-            Row(
-                str(row["name"]),
-                str(Version(row["version"])),
-                str(row["id"]),
-                str(row["source"]),
-                str(row.get("revision", "")),
-            )
-            for row in data.get("patches", [])
-        ]
-        pinned = parsed(data["signatures"]) if "signatures" in data else []
-        if unknown := sorted(data.keys() - {"lock-version", "signatures", "patches"}):
+        tables = data.get("patches", [])
+        strange = data.keys() - {"lock-version", "signatures", "patches"}
+        if unknown := sorted(strange | {key for row in tables for key in row} - Row.__annotations__.keys()):
             raise ValueError(f"{', '.join(unknown)} is nothing that a lock holds")
+        listed = [Row(**{**row, "version": str(Version(row["version"]))}) for row in tables]
+        if not all(isinstance(value, str) for row in listed for value in astuple(row)):
+            raise ValueError("a patch has something else than text")
+        pinned = parsed(data["signatures"]) if "signatures" in data else []
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -163,10 +158,10 @@ def locked(path: Path, row: Row, pinned: Sequence[Signer] | None = None) -> Patc
         )
     read = partial(signing.load, accepted=signers(path) if pinned is None else pinned)
     patch = hub.fetch(row.repo, row.revision, read) if row.repo else read(path.parent / row.source)
-    if patch.id != row.id:
+    if (patch.name, patch.version, patch.id) != (row.name, row.version, row.id):
         raise StackError(
-            f"{row.source} is {patch.id[:19]}…",
-            wanted=f"{row.id[:19]}…, as {path.name} says of {row.name}",
+            f"{row.source} is {patch.name} {patch.version}, {patch.id[:19]}…",
+            wanted=f"{row.version}, {row.id[:19]}…, as {path.name} says of {row.name}",
             hint=f"if the new file is meant: hotfix rm {row.name}, then hotfix add {row.source}",
         )
     return patch

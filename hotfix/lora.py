@@ -5,6 +5,7 @@ Patches are *trained* through peft and *put on* through `hotfix.beside`: a peft 
 rewrites, which is fine inside a build and not in production.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,31 +91,77 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
     """Put trainable factors on every Linear and plain Conv2d whose name matches, and take them off again, exactly.
 
     Raises:
-        RecipeError: the pattern matches nothing that can be adapted.
-        HotfixError: its four-bit layers are on a CPU, where a gradient would end at them without a word.
+        RecipeError: the pattern is none, matches nothing, or matches what a patch cannot act on.
+        HotfixError: somebody's adapter is on it, or its four-bit layers are on a CPU, where a gradient would end at
+            them without a word.
     """
     if any(type(p).__name__ == "Params4bit" and p.device.type == "cpu" for p in model.parameters()):
         raise HotfixError("nothing can be learnt through four-bit weights on a CPU", hint="eight bits, or a GPU")
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
     with restored(model):
+        check(model, targets)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            try:
-                inject_adapter_in_model(config, model, ADAPTER)
-            except ValueError as error:
-                raise RecipeError(
-                    f"train.targets = {targets!r} matches no layer of the {type(model).__name__}",
-                    hint="a regular expression over the names of Linear and Conv2d layers",
-                ) from error
+            inject_adapter_in_model(config, model, ADAPTER)
         parameters = tuple(p for name, p in model.named_parameters() if ADAPTER in name)
         for p in parameters:
             p.data = p.data.float()
         yield Adapter(model, parameters)
 
 
+def check(model: nn.Module, targets: str) -> None:
+    """Refuse a pattern that names anything but layers that a patch can act on, as `beside.innermost` has it.
+
+    Raises:
+        RecipeError: it is no pattern, names nothing, or names another kind of layer.
+    """
+    said, hint = f"train.targets = {targets!r}", "a regular expression over the names of Linear and Conv2d layers"
+    try:
+        named = {name: layer for name, layer in model.named_modules() if name and re.fullmatch(targets, name)}
+    except re.error as error:
+        raise RecipeError(f"{said} is no regular expression: {error}", hint=hint) from error
+    if not named:
+        raise RecipeError(f"{said} matches no layer of the {type(model).__name__}", hint=hint)
+    for name, layer in named.items():
+        if not isinstance(layer, nn.Linear) and not plain(layer):
+            what = layer if isinstance(layer, nn.Conv2d) else f"a {type(layer).__name__}"
+            raise RecipeError(
+                f"{said} matches {name}, which is {what}",
+                wanted="Linear layers, and Conv2d layers of one group, without dilation, padded with zeros",
+                hint=f"{hint}, and no others",
+            )
+
+
+def plain(layer: nn.Module) -> bool:
+    """Whether it is a convolution that two smaller ones can stand beside."""
+    return isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
+
+
+def refuse_others(*networks: Any) -> None:
+    """Refuse networks that carry somebody's adapters: what takes ours off again would take theirs along.
+
+    Raises:
+        HotfixError: one of them does; nothing was touched.
+    """
+    for network in networks:
+        layers = network.modules() if isinstance(network, nn.Module) else ()
+        if carried := [layer for layer in layers if isinstance(layer, BaseTunerLayer)]:
+            names = ", ".join(carried[0]._all_available_adapter_names())
+            raise HotfixError(
+                f"the {type(network).__name__} carries adapters: {names}",
+                wanted="a pipeline without any",
+                hint="pipe.unload_lora_weights(), and pipe.fuse_lora() before it if they are to stay",
+            )
+
+
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Without adapters afterwards, and every parameter trainable or not as it was: whatever peft did in between."""
+    """Without adapters afterwards, and every parameter trainable or not as it was: whatever peft did in between.
+
+    Raises:
+        HotfixError: it is not without adapters before.
+    """
+    refuse_others(model)
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         yield

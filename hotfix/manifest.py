@@ -35,7 +35,7 @@ class BaseIdentity(_Part):
     pipeline_class: str
     component: str
     component_class: str
-    sketch: dict[str, float]
+    sketch: Annotated[dict[str, float], Field(max_length=16)]  # of no more layers is a base's computed
 
 
 class Scope(_Part):
@@ -85,6 +85,7 @@ class Manifest(_Part):
         """
         try:
             data = json.loads(text)
+            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
             schema = data["schema_version"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version", hint=AGAIN) from error

@@ -11,20 +11,20 @@ from packaging.requirements import Requirement
 from pydantic import ValidationError
 from torch import Tensor
 
-from hotfix.errors import StackError
+from hotfix import relations
+from hotfix.errors import StackError, joined
 from hotfix.manifest import Manifest, now
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.ranks import even
-from hotfix.relations import same_base
 from hotfix.sketch import spread
 
 
 def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
     """One patch that does what a stack of these does, in this order.
 
-    It supersedes its parts, and requires and conflicts with what they do among others. Every layer gets one rank
-    (hotfix/ranks.py). How much of it would survive rounding cannot be told without the base, so `merge_survival` is
-    empty. What was measured of the parts was not measured of the whole: score it.
+    It supersedes its parts, and requires and conflicts with what they do among others; what they ask of one another
+    must hold. Every layer gets one rank (hotfix/ranks.py). How much of it would survive rounding cannot be told without
+    the base, so `merge_survival` is empty. What was measured of the parts was not measured of the whole: score it.
 
     Args:
         patches: at least two, with different names.
@@ -32,7 +32,8 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
         version: PEP 440.
 
     Raises:
-        StackError: fewer than two, two of one name, or patches of different bases.
+        StackError: fewer than two, two of one name, or of different bases; patches that cannot be in one stack; a name
+            and version that one of them has or speaks of.
     """
     names = [patch.name for patch in patches]
     if len(patches) < 2 or len(set(names)) < len(names):
@@ -43,17 +44,21 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
         )
     first = patches[0].manifest
     for patch in patches[1:]:
-        same_base(first, patch.manifest)
+        relations.same_base(first, patch.manifest)
         if patch.manifest.base.component != first.base.component:
             raise StackError(
                 f"{patch.name} {patch.version} patches the {patch.manifest.base.component}",
                 wanted=f"patches of one component, such as the {first.base.component}",
                 hint="put them on together instead",
             )
-    entries = from_torch(_concatenated(patches))
     parts = [patch.manifest for patch in patches]
-    scopes = [one.scope for one in parts if one.scope]
     inside = {patch.name: patch.version for patch in patches}
+    outside = {text for one in parts for text in one.requires if Requirement(text).name not in inside}
+    within = [one.model_copy(update={"requires": [t for t in one.requires if t not in outside]}) for one in parts]
+    if found := relations.problems(within):
+        raise joined(found, StackError)
+    entries = from_torch(_concatenated(patches))
+    scopes = [one.scope for one in parts if one.scope]
     try:
         manifest = Manifest(
             name=name,
@@ -61,7 +66,7 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
             digest=digest(entries),
             base=first.base.model_copy(update={"sketch": _sketch(parts)}),
             recipe={"merged": [{"id": patch.id, "recipe": patch.manifest.recipe} for patch in patches]},
-            requires=sorted({text for one in parts for text in one.requires if Requirement(text).name not in inside}),
+            requires=sorted(outside),
             conflicts=sorted({text for one in parts for text in one.conflicts}),
             supersedes=sorted(
                 {text for one in parts for text in one.supersedes} | {f"{n}=={v}" for n, v in inside.items()}
@@ -79,6 +84,13 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
             wanted="a name of small letters, digits and hyphens, and a version such as 1.0.0",
             hint=str(error.errors()[0]["msg"]),
         ) from error
+    spoken_of = (*manifest.requires, *manifest.conflicts, *manifest.supersedes)
+    if itself := [text for text in spoken_of if relations.met(text, {name: version})]:
+        raise StackError(
+            f"{name} {version} would speak of itself as {itself[0]}",
+            wanted="a name and version that no part has, requires, supersedes or conflicts with",
+            hint="name a new patch line",
+        )
     return Patch(manifest.text(), entries)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hotfix import cost, offload
 from hotfix.bank import bank_captions
-from hotfix.case import VIEWS
+from hotfix.case import BLENDED, VIEWS
 from hotfix.denoiser import Denoiser
 from hotfix.lora import Adapter
 from hotfix.recipe import Recipe
@@ -52,8 +52,10 @@ def of(recipe: Recipe, denoiser: Denoiser, adapter: Adapter) -> Need:
     past = recipe.train.memory if recipe.train.surgery == "orthogonal" else 0
     captions = bank_captions(recipe, denoiser)
     bank, different = len(captions), len(set(captions))
-    forgets, given = (len(recipe.files(patterns, "")) for patterns in (recipe.forget.images, recipe.surrogate.images))
-    looks = forgets * (1 + (given or recipe.surrogate.count or 1)) * (1 + (VIEWS if recipe.train.augment else 0))
+    forgets = len(recipe.files(recipe.forget.images, "forget.images"))
+    given = len(recipe.files(recipe.surrogate.images, "surrogate.images"))
+    sought = recipe.surrogate.count or (BLENDED if recipe.surrogate.kind == "posterior" else 1)
+    looks = forgets * (1 + (given or sought)) * (1 + (VIEWS if recipe.train.augment else 0))
     channels, *sides = denoiser.latent_shape
     height, width = denoiser.size
     words = sum(value.nbytes for value in denoiser.embed([""]).values())

@@ -11,6 +11,8 @@ from hotfix.errors import HotfixError
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from hotfix.recipe import Base
+
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON instead of text.")]
 Out = Annotated[Path, Parameter(name=["-o", "--out"], help="Folder to write to.")]
 ShowForget = Annotated[
@@ -19,17 +21,21 @@ ShowForget = Annotated[
 Lock = Annotated[Path, Parameter(name="--lock", help="The lock to read and write.")]
 
 
-def pipeline_of(source: str, *, draws: bool = False, split: bool = False) -> "DiffusionPipeline":
+def pipeline_of(
+    source: str, *, like: "Base | None" = None, draws: bool = False, split: bool = False
+) -> "DiffusionPipeline":
     """The pipeline that is meant by hotfix:NAME, a folder, or a Hub id as ID@COMMIT; one that draws on a GPU if any.
 
-    With `split` the processes of a launch share its weights out.
+    It is loaded in the dtype and bits of `like`, the base of a recipe, and offloaded as that is. With `split` the
+    processes of a launch share its weights out.
     """
     console.quiet_libraries()
     from hotfix import processes
     from hotfix.pipeline import load_pipeline
 
     name, _, revision = source.partition("@")
-    return load_pipeline(name, revision=revision, device=processes.device() if draws else "cpu", split=split)
+    wanted = like.model_copy(update={"pipeline": name, "revision": revision}) if like else name
+    return load_pipeline(wanted, revision=revision, device=processes.device() if draws else "cpu", split=split)
 
 
 def pictures_for(bound: float) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from hotfix import container
 from hotfix.container import Entry, Span
@@ -25,6 +26,8 @@ MANIFEST_KEY = "hotfix.manifest"
 ID_KEY = "hotfix.id"  # so that a flipped bit in the manifest is found without a lock; files of 0.1 have none
 PEFT_KEY = "lora_adapter_metadata"  # the one header key that stock diffusers reads
 A, B = ".lora_A.weight", ".lora_B.weight"
+FOREIGN = ("lora_unet_", "base_model.model.")  # how every name in an exported file begins, and none in a patch
+UNWRITTEN = (OSError, SafetensorError)  # what a stock writer of safetensors raises where a disk is full
 
 
 def digest(entries: Mapping[str, Entry]) -> str:
@@ -47,9 +50,8 @@ def plain(path: Path) -> dict[str, "Tensor"]:
     """The tensors of a safetensors file that is not a patch, in torch.
 
     Raises:
-        PatchFormatError: not safetensors, or a patch.
+        PatchFormatError: not safetensors, or a patch, whole or broken.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
@@ -60,11 +62,19 @@ def plain(path: Path) -> dict[str, "Tensor"]:
         raise PatchFormatError(f"{path} is not safetensors: {error}", hint=container.NOT_A_PATCH) from error
     try:
         found = Patch.load(path)
-    except UnsupportedSchema:
-        raise
-    except PatchFormatError:
+    except PatchFormatError as error:
+        # What hotfix export wrote for other readers names its patch, too, but has none of a patch's tensors.
+        broken = {MANIFEST_KEY, ID_KEY} & said(path).keys() and not all(key.startswith(FOREIGN) for key in tensors)
+        if broken or isinstance(error, UnsupportedSchema):
+            raise
         return tensors
     raise PatchFormatError(f"{path} is {found.name} {found.version}, a patch already", hint=f"hotfix add {path}")
+
+
+def said(path: Path) -> dict[str, str]:
+    """The header metadata of any safetensors file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def from_torch(tensors: Mapping[str, "Tensor"]) -> dict[str, Entry]:
@@ -82,6 +92,9 @@ class Patch:
     entries: Mapping[str, Entry]
     source: Path | None = field(default=None, compare=False)  # the file it was read from
     pulled: str = field(default="", compare=False)  # where that file came from: hf://ORG/NAME@COMMIT
+
+    def __repr__(self) -> str:  # not the bytes of every tensor
+        return f"Patch({self.name} {self.version}, {self.id[:19]}…, {len(self.layers)} layers)"
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -215,11 +228,7 @@ def header(manifest: Manifest, raw: str, entries: Mapping[str, Entry | Span]) ->
     }
     if len(ranks) == 1:
         rank = ranks.pop()
-        config = {
-            f"{component}.lora_alpha": rank,
-            f"{component}.r": rank,
-            f"{component}.target_modules": modules,
-        }
+        config = {f"{component}.lora_alpha": rank, f"{component}.r": rank, f"{component}.target_modules": modules}
         metadata[PEFT_KEY] = json.dumps(config, sort_keys=True)
     return metadata
 

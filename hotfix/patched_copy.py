@@ -11,7 +11,7 @@ from torch import Tensor
 from hotfix import beside
 from hotfix.errors import SaveError
 from hotfix.fold import delta, refuse_drowning, survival
-from hotfix.patch import A, B
+from hotfix.patch import UNWRITTEN, A, B
 from hotfix.stack import Stack
 from hotfix.weights import refuse_unwritable
 
@@ -58,17 +58,18 @@ def save_folded(
     """
     kind = getattr(torch, dtype)
     fold(stack, pipe, kind, allow_related_base)
-    staging = out.with_name(f".{out.name}.partial")
+    staging = out.absolute().with_name(f".{out.absolute().name}.partial")
     try:
+        if staging.exists():  # of one that was killed
+            shutil.rmtree(staging)
         pipe.to(kind).save_pretrained(staging)
         ready()
         if out.exists():
             out.rmdir()
         staging.rename(out)
-    except OSError as error:
-        raise SaveError(
-            f"cannot write {out}: {error.strerror}", hint="free some space or choose -o elsewhere"
-        ) from error
+    except UNWRITTEN as error:
+        why = getattr(error, "strerror", None) or error
+        raise SaveError(f"cannot write {out}: {why}", hint="free some space or choose -o elsewhere") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return out

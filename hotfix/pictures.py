@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hotfix.errors import RecipeError
@@ -17,8 +17,8 @@ from hotfix.shapes import Picture, Pictures
 def load(paths: Iterable[Path], size: tuple[int, int]) -> Pictures:
     """Read pictures as pixels in [-1, 1], at the (height, width) the base draws.
 
-    A larger picture of the same proportions is reduced; nothing is cropped, stretched or enlarged, because that would
-    be another picture than the one complained about.
+    They are turned as their EXIF says, because viewers show them so. A larger picture of the same proportions is
+    reduced; nothing is cropped, stretched or enlarged: that would be another picture than the one complained about.
 
     Raises:
         RecipeError: unreadable, a mode other than RGB or grey, too small, or other proportions.
@@ -30,7 +30,7 @@ def _load(path: Path, height: int, width: int) -> Picture:
     try:
         with Image.open(path) as file:
             file.load()
-            image = file
+            image = ImageOps.exif_transpose(file)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise RecipeError(f"{path.name} is not a picture that can be read", hint="PNG, JPEG and WebP work") from error
     return _load_image(image, height, width, path.name)

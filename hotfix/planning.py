@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hotfix import calibrate, cost, lora, need, offload, pictures, surrogate, trial
 from hotfix.aside import aside
-from hotfix.bank import bank_captions, bank_steps
+from hotfix.bank import bank_captions, bank_steps, drawn_captions
 from hotfix.building import FEWER, NOTHING, frozen
 from hotfix.calibrate import Window, chosen
 from hotfix.case import Case, Target
@@ -157,7 +157,7 @@ def plan(recipe: Recipe, pipe: Any, *, stack: Stack = NOTHING) -> Plan:
 def before(recipe: Recipe, denoiser: Denoiser, kinds: list[str]) -> Work:
     """The bank, t_lo (at most), the windows, and the base's own edits."""
     bank, forgets = len(bank_captions(recipe, denoiser)), len(recipe.files(recipe.forget.images, "forget.images"))
-    drawn = 0 if recipe.retain.images else bank
+    drawn = len(drawn_captions(recipe, denoiser))
     each = calibrate.GRID * calibrate.NOISES
     if recipe.train.weight == "calibrated":
         levels = range(1, calibrate.GRID + 1)

@@ -8,6 +8,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from hotfix import contradictions
 from hotfix.errors import RecipeError
 
 
@@ -39,12 +40,13 @@ SurgeryKind = Literal["one-sided", "two-sided", "per-tensor", "orthogonal", "sub
 View = Literal["shift", "zoom", "turn", "light", "mirror"]
 WeightKind = Literal["calibrated", "uniform", "fixed", "soft", "min-snr", "p2"]
 Probability = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[float, Field(ge=0, le=1)]
 Revision = Annotated[str, Field(pattern=r"^([0-9a-f]{40})?$")]
 Call = Annotated[dict[str, int | float | str], AfterValidator(_steps)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Base(_Section):
@@ -101,7 +103,7 @@ class Similarity(_Section):
 
 
 class Retain(_Section):
-    """What must stay. Empty: the base draws it, for its own prompts."""
+    """What must stay. Empty: the base draws it, for its own prompts. Given pictures join that if it takes captions."""
 
     images: list[str] = []
     prompts: list[str] = []
@@ -119,7 +121,7 @@ class Train(_Section):
     retain_batch: Annotated[int, Field(ge=1)] = 12
     micro_batch: Annotated[int, Field(ge=0)] = 0
     weight: WeightKind = "calibrated"
-    window: tuple[Probability, Probability] = (0.25, 0.75)
+    window: tuple[Level, Level] = (0.25, 0.75)
     target: Literal["delta", "hard"] = "delta"
     responsibility: bool = False
     augment: list[View] = []
@@ -177,6 +179,10 @@ class Recipe(_Section):
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             hint = f"hotfix new {path.parent.name or 'NAME'}"
+            if path.is_dir():
+                hint = f"name the file: {path / 'recipe.toml'}"
+            elif path.suffix == ".safetensors":
+                hint = "that is a patch: name the recipe.toml that it was built from"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", hint=hint) from error
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(
@@ -192,35 +198,19 @@ class Recipe(_Section):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, e['loc']))}: {_sentence(e)}" for e in error.errors()]
             raise RecipeError(f"{name}: {'; '.join(problems)}", hint=_nearest_key(error)) from error
-        if recipe.surrogate.kind == "files" and not recipe.surrogate.images:
-            raise RecipeError(
-                f"{name}: surrogate.kind is files, but surrogate.images is empty",
-                hint='name the replacement pictures, or say kind = "sdedit" and the base edits the picture itself',
-            )
-        if recipe.forget.scope == "caption" and not recipe.forget.captions:
-            raise RecipeError(
-                f"{name}: forget.scope is caption, but forget.captions is empty",
-                hint='name the captions it shall act under, or say scope = "any"',
-            )
-        if recipe.similarity.kind in ("sscd", "face", "features") and not recipe.similarity.path:
-            raise RecipeError(
-                f"{name}: similarity.kind is {recipe.similarity.kind}, but similarity.path is empty",
-                hint="name the file or folder of the network; nothing is downloaded",
-            )
-        if recipe.surrogate.kind == "editor" and recipe.surrogate.editor is None:
-            raise RecipeError(
-                f"{name}: surrogate.kind is editor, but there is no [surrogate.editor]",
-                hint='name its pipeline and call: editor = { pipeline = "…", revision = "…", call = { prompt = "…" } }',
-            )
+        if wrong := dict(contradictions.found(recipe)):
+            raise RecipeError(f"{name}: {'; '.join(wrong)}", hint="; ".join(wrong.values()))
         recipe._folder = folder
         return recipe
 
     def files(self, patterns: list[str], key: str) -> list[Path]:
-        """Resolve picture patterns to files, sorted. Raises RecipeError for a pattern that matches nothing."""
+        """Resolve picture patterns to files, sorted. Raises RecipeError for a pattern that matches nothing.
+
+        A file that two patterns match is there once; but as a surrogate, which may pair up with several pictures.
+        """
         found: list[Path] = []
         for pattern in patterns:
-            matches = sorted(self._folder.glob(pattern)) if not Path(pattern).is_absolute() else [Path(pattern)]
-            matches = [path for path in matches if path.is_file()]
+            matches = [path for path in self._matches(pattern) if path.is_file()]
             if not matches:
                 raise RecipeError(
                     f"{key}: nothing matches {pattern!r}",
@@ -228,7 +218,15 @@ class Recipe(_Section):
                     hint="patterns are relative to the recipe file",
                 )
             found += matches
-        return found
+        return found if key == "surrogate.images" else list(dict.fromkeys(found))
+
+    def _matches(self, pattern: str) -> list[Path]:
+        if Path(pattern).is_absolute():
+            return [Path(pattern)]
+        try:
+            return sorted(self._folder.glob(pattern))
+        except (IndexError, NotImplementedError, ValueError):  # "", "." and "a**" are no patterns
+            return []
 
     def pictures(self) -> dict[str, list[Path]]:
         """The files of every picture that it names, by key. Raises RecipeError where one is missing."""
@@ -253,14 +251,16 @@ class Recipe(_Section):
         data["forget"]["held_out"] = []
         data["surrogate"]["mask"] = ""
         data["similarity"]["path"] = Path(data["similarity"]["path"]).name
-        data["base"]["pipeline"] = without_path(data["base"]["pipeline"])
+        for loaded in filter(None, (data["base"], data["surrogate"]["editor"])):
+            loaded["pipeline"] = without_path(loaded["pipeline"])
         return data
 
 
 def without_path(pipeline: str) -> str:
-    """Where a base comes from, as a manifest keeps it: of a folder only its name."""
+    """Where a pipeline comes from, as a manifest keeps it: of a folder only its name, whether it is there or not."""
     path = Path(pipeline)
-    return path.absolute().name if not pipeline.startswith("hotfix:") and path.exists() else pipeline
+    local = pipeline.startswith((".", "/", "~")) or path.is_absolute() or path.exists()
+    return path.absolute().name if local and not pipeline.startswith("hotfix:") else pipeline
 
 
 def _sentence(error: Any) -> str:

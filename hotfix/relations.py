@@ -6,18 +6,19 @@ from packaging.requirements import Requirement
 
 from hotfix.errors import StackError
 from hotfix.manifest import Manifest
+from hotfix.recipe import Recipe
 from hotfix.sketch import SAME, distance
 
 
-def problems(stack: Sequence[Manifest]) -> list[StackError]:
-    """Everything that speaks against a stack of these, whatever the base."""
+def problems(stack: Sequence[Manifest | Recipe]) -> list[StackError]:
+    """Everything that speaks against a stack of these, whatever the base; a recipe stands for a patch to be."""
     found = []
     names = [one.name for one in stack]
-    versions = {one.name: one.version for one in stack}
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(StackError(f"{name} is listed {names.count(name)} times", hint=f"hotfix rm {name}"))
     for one in stack:
         me = f"{one.name} {one.version}"
+        versions = {other.name: other.version for other in stack if other is not one}  # nobody meets their own
         for text in one.requires:
             if not met(text, versions):
                 hint = f"add {Requirement(text).name}, or take {one.name} out"

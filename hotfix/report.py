@@ -17,7 +17,7 @@ from hotfix.findings import (
     TimestepWindow,
     WorstNoise,
 )
-from hotfix.intervals import Part
+from hotfix.intervals import Part, Rate
 
 if TYPE_CHECKING:
     from hotfix.page import Gallery
@@ -106,15 +106,19 @@ class Report(Part):
         """Where the budget was missed, in words; empty when it was kept."""
         found = [
             f"return rate, {r.caption} caption: at most {r.after.upper:.2%} (95%), budget {self.budget_return_rate:.2%}"
+            + ("" if r.after.k else f"; 0 of {r.after.n} is too few to tell: -n {Rate.needed(self.budget_return_rate)}")
             for r in self.replays
-            if (self.scope == "any" or r.caption == "own") and r.after.upper > self.budget_return_rate
+            if (self.scope == "any" or r.caption == "own") and not r.after.upper <= self.budget_return_rate
         ]
+        base = [*(r.before for r in self.replays), *(d.before_rate for d in self.diffusion if d.t >= self.t_lo)]
+        if self.patches and not any(rate.k for rate in base):
+            found.append("there was nothing to suppress: the base drew no target; see forget.captions and base.call")
         found += [
             f"quality, {r.caption} caption: {r.sound} drawings are sound, {r.sound_before} before"
             for r in self.replays
             if r.sound and r.sound_before and r.sound.high < r.sound_before.low
         ]
-        if self.retain.drift_rmse > self.budget_drift:
+        if not self.retain.drift_rmse <= self.budget_drift:  # also where it is no number
             found.append(f"drift {self.retain.drift_rmse:.4f}, budget {self.budget_drift:.4f}")
         return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hotfix import cost, membership, offload, replays, subject
+from hotfix import cost, lora, membership, offload, replays, subject
 from hotfix.attacks import ATTACKS, chosen, tried
 from hotfix.case import Case, prepare
 from hotfix.curve import curve
@@ -20,7 +20,7 @@ from hotfix.keep import kept
 from hotfix.networks import Networks
 from hotfix.page import Gallery
 from hotfix.partial import ATTACK, LEVELS, NOISES_SHARE
-from hotfix.recipe import Recipe
+from hotfix.recipe import Recipe, without_path
 from hotfix.report import NEVER_RUN, PatchRef, Report
 from hotfix.stack import Stack
 from hotfix.windows import windows
@@ -33,6 +33,7 @@ def score(
     pipe: Any,
     recipe: Recipe,
     *,
+    source: str = "",
     stack: Stack = Stack(),
     seed: int = 0,
     n: int = 300,
@@ -47,6 +48,7 @@ def score(
     Args:
         pipe: a pipeline; patches of `stack` that are on are taken off for the "before" and put back.
         recipe: what was to be forgotten; its surrogates and thresholds are made again from the base.
+        source: where the pipeline comes from, if not from where the recipe says; of a folder a report keeps the name.
         stack: the patches whose effect is measured.
         seed: same seed, same report (but for date and seconds).
         n: pictures drawn for every kind of caption, and at most of what must stay; partial diffusion uses a quarter as
@@ -72,6 +74,8 @@ def score(
             "attacks on an offloaded pipeline: many learn through several of its networks at once",
             hint="leave out the attacks, or base.offload",
         )
+    if attacks:
+        lora.refuse_others(*pipe.components.values())
     stack.check(pipe)
     with cost.enough("the score", 'base.offload = true, or base.dtype = "bfloat16"'), stack.off(pipe):
         denoiser = Denoiser(pipe, recipe.base.call, shared=shared)
@@ -114,7 +118,7 @@ def score(
     return Report(
         recipe=f"{recipe.name} {recipe.version}",
         patches=[PatchRef(name=p.name, version=p.version, id=p.id) for p in stack.patches],
-        pipeline="@".join(filter(None, (public["pipeline"], public["revision"]))),
+        pipeline=without_path(source or "@".join(filter(None, (public["pipeline"], public["revision"])))),
         seed=seed,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=f"hotfix {version('diffusion-hotfix')}, torch {torch.__version__}",

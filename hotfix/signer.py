@@ -104,5 +104,7 @@ def _signer(row: Any) -> Signer:
             raise ValueError("a signer is an ssh line, a key, a certificate, or an identity and its issuer")
     if one.kind == "key" and not value.startswith("-----BEGIN PUBLIC KEY-----"):
         raise ValueError("a key that is not in PEM")
+    if one.kind in ("key", "certificate") and value.count("-----BEGIN ") != 1:
+        raise ValueError("a signer that hides another one")
     _ = one.name  # a ValueError, where a line or a certificate is none
     return one

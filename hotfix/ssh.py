@@ -13,7 +13,10 @@ from hotfix.container import private_files
 from hotfix.errors import SignatureError
 
 NAMESPACE = "hotfix-patch"  # what was signed as something else, a commit or a mail, is no signature of a patch
-KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa|sk)-[\w.@-]+)\s+(AAAA[0-9A-Za-z+/]+=*)")
+KIND = r"(?:ssh|ecdsa|sk)-[\w.@-]+"
+KEY = rf"({KIND})[ \t]+(AAAA[0-9A-Za-z+/]+=*)(?![^ \t])"
+# Principals, options that may be quoted, a key and a comment: ssh-keygen, too, goes by their order.
+LINE = re.compile(rf"([^ \t\"\\]+)[ \t]+(?:(?:[^ \t\"\\]|\"[^\"\\]*\")+[ \t]+)?{KEY}(.*)", re.ASCII)
 
 
 def allowed(text: str, name: str) -> list[str]:
@@ -23,30 +26,39 @@ def allowed(text: str, name: str) -> list[str]:
         SignatureError: a line that names no public key.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    for line in lines or [""]:
-        key = KEY.search(line)
-        if not key or _run("-l", "-f", "-", content=" ".join(key.groups()).encode()).returncode:
-            raise SignatureError(
-                f"{name} holds no public key",
-                wanted="a .pub or allowed_signers file of OpenSSH, or a PEM public key or certificate",
-                hint="ssh-keygen -y -f KEY prints the public half of a key",
-            )
-    return [f"* {line}" if KEY.match(line) else line for line in lines]
+    lines = [f"* {line}" if re.match(KEY, line) else line for line in lines]
+    try:
+        keys = [" ".join(_parts(line)[1:3]) for line in lines or [""]]
+        if any(_run("-l", "-f", "-", content=key.encode()).returncode for key in keys):
+            raise ValueError
+    except ValueError as error:
+        raise SignatureError(
+            f"{name} holds no public key, or a line that hides one",
+            wanted="a .pub or allowed_signers file of OpenSSH, or a PEM public key or certificate",
+            hint="ssh-keygen -y -f KEY prints the public half of a key",
+        ) from error
+    return lines
+
+
+def _parts(line: str) -> tuple[str, str, str, str]:
+    """The principals, kind, key and comment of a line; ValueError where others might read another key out of it."""
+    found = LINE.fullmatch(line)
+    if not found or not line.replace("\t", " ").isprintable() or len(re.findall(rf"{KIND}[ \t]+AAAA", line)) > 1:
+        raise ValueError("a line without an ssh key, or with more than one")
+    who, kind, key, comment = found.groups()
+    return who, kind, key, comment
 
 
 def fingerprint(line: str) -> str:
     """`SHA256:…` of the key in a line, as ssh-keygen -l prints it."""
-    key = KEY.search(line)
-    if key is None:
-        raise ValueError("a line without an ssh key")
-    digest = hashlib.sha256(base64.b64decode(key.group(2))).digest()
+    digest = hashlib.sha256(base64.b64decode(_parts(line)[2])).digest()
     return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def owner(line: str) -> str:
     """The principals that a line names, or else the comment after its key."""
-    principals = line.split()[0]
-    return KEY.split(line)[-1].strip() if principals == "*" else principals
+    principals, *_, comment = _parts(line)
+    return comment.strip() if principals == "*" else principals
 
 
 def sign(content: bytes, key: Path) -> bytes:

@@ -24,7 +24,7 @@ from hotfix.similarity import Similarity, null, pixel, stranger, threshold
 from hotfix.stack import Stack
 
 KINDS = ("own", "empty")  # of captions that a held-out picture is denoised under
-SEED = 40_000  # far from a build's and from the other parts of a score
+SEED = 40_000  # far from a build's and from what a score draws else but for attacks, whose noises may be the same
 
 
 @dataclass(frozen=True)

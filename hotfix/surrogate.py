@@ -6,7 +6,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
 from hotfix.gate import Chosen, Gate
 from hotfix.shapes import Picture, Pictures
-from hotfix.similarity import Similarity
+from hotfix.similarity import null, pixel, threshold
 
 CANDIDATES = 8  # edits drawn at every strength that is tried
 BISECTIONS = 5
@@ -15,19 +15,22 @@ NEIGHBOURS = 16
 TOUCH_UP = 0.3  # noise level
 
 
-def check_files(surrogates: Pictures, similarity: Similarity, tau: float) -> None:
-    """Refuse a replacement that is the picture to be replaced.
+def check_files(surrogates: Pictures, forget: Pictures, bank: Pictures) -> None:
+    """Refuse a replacement that is a picture to be replaced, be it of another one.
 
     Raises:
-        RecipeError: a surrogate is as good as identical to the forget picture.
+        RecipeError: a surrogate is as good as identical to a forget picture.
     """
-    like = similarity(surrogates)
-    if bool((like >= tau).any()):
-        raise RecipeError(
-            f"surrogate {int(like.argmax()) + 1} is the forget picture itself (similarity {float(like.max()):.3f})",
-            wanted=f"less than {tau:.3f}",
-            hint="name the picture that should come instead, or drop surrogate.images and let the base edit it",
-        )
+    for number, picture in enumerate(forget, start=1):
+        similarity = pixel(picture)
+        like, tau = similarity(surrogates), (1 + threshold(null(similarity, bank))) / 2
+        if bool((like >= tau).any()):
+            which = f"forget picture {number}" if len(forget) > 1 else "the forget picture"
+            raise RecipeError(
+                f"surrogate {int(like.argmax()) + 1} is {which} itself (similarity {float(like.max()):.3f})",
+                wanted=f"less than {tau:.3f}",
+                hint="name what should come instead, or leave out surrogate.images and kind: the base edits it",
+            )
 
 
 def sdedit(denoiser: Denoiser, picture: Picture, gate: Gate, count: int, seed: int) -> Chosen:

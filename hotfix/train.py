@@ -18,6 +18,7 @@ from hotfix import processes
 from hotfix.calibrate import Window
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
 from hotfix.gradients import Gradients
 from hotfix.lora import Adapter
 from hotfix.project import cosine, hold
@@ -43,7 +44,7 @@ class Trained:
     passed: bool
     conflict_rate: float  # share of steps in which the forget gradient opposed the retain gradient
     cosine: float  # mean cosine between the two
-    opposed_steps: int  # realised steps with ⟨step, g_r⟩ > 0: none while κ is 1, up to rounding
+    opposed_steps: int  # realised steps with ⟨step, g_r⟩ > 0: under surgery none while κ is 1, up to rounding
     readable: float  # share of the layers' input directions that the patch was free to read
 
 
@@ -73,6 +74,9 @@ def train(
         below: input directions that the patches beneath read, by layer: this one must not.
         checkpoint: where to keep (and find) the state of an unfinished run; None keeps none.
         progress: called with (step, steps, facts) after every step.
+
+    Raises:
+        HotfixError: a step is not finite.
     """
     gradients = Gradients.of(denoiser, bank, adapter, options)
     inputs: Directions = {}
@@ -134,6 +138,12 @@ def train(
         move = shut(flat.data - before)  # Adam's scale is not the same along an input direction
         if options.surgery != "none":
             move = torch.lerp(move, hold(move, onto=G), kappa)
+        if not bool(move.isfinite().all()):  # of a gradient, too: Adam would carry it into every factor
+            raise HotfixError(
+                f"step {step + 1} of the training is not finite",
+                wanted="numbers",
+                hint='a smaller train.lr, or base.dtype = "float32"; no patch was written',
+            )
         flat.data.copy_(before + move)
         state["opposed"] += int(move @ G > 1e-5 * move.norm() * G.norm())
         average.lerp_(flat.data, 1 - AVERAGE)

@@ -8,6 +8,7 @@ import torch
 from conftest import make_recipe
 from patching import component, effect, layers, outputs, random_patch
 from patching import denoiser as network
+from peft import LoraConfig
 
 from hotfix import attack_noise, lora
 from hotfix.attack_adapters import distillation_loss, loaded
@@ -15,6 +16,7 @@ from hotfix.attack_weights import trained
 from hotfix.case import prepare
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
 from hotfix.stack import Stack, applied
 
 
@@ -36,6 +38,17 @@ def test_an_adapter_acts_at_its_weight_beside_the_patch_and_comes_off_without_a_
     assert fingerprint(pipe) == bare
     for name in names:
         torch.testing.assert_close(during[name] - before[name], alone[name] / 2, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["transformer", "text_encoder"])
+def test_what_the_host_has_loaded_is_not_taken_off_with_it(where):
+    pipe = pico.sd3()
+    named = "to_q" if where == "transformer" else "q_proj"
+    getattr(pipe, where).add_adapter(LoraConfig(r=2, target_modules=[named], init_lora_weights=False), "host")
+    before = fingerprint(pipe)
+    with pytest.raises(HotfixError, match="carries adapters: host"), loaded(pipe, "transformer", {}, 1.0):
+        pass
+    assert fingerprint(pipe) == before
 
 
 @pytest.mark.parametrize("family", sorted(pico.FAMILIES))

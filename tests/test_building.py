@@ -6,15 +6,22 @@ import pico
 import pytest
 import torch
 from conftest import make_recipe, picture
+from patching import denoiser as network
+from patching import random_patch
+from peft import LoraConfig
+from peft.functional import inject_adapter_in_model
+from torch import nn
 
 from benchmarks.realised_step import measured
+from hotfix import building, lora
 from hotfix import case as cases
-from hotfix.bank import bank_pictures
+from hotfix.bank import MOST_PROMPTS, bank_captions, bank_pictures
+from hotfix.beside import innermost
 from hotfix.building import build
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
-from hotfix.errors import ForgetConflict, RecipeError, StackError
-from hotfix.pictures import to_images
+from hotfix.errors import BaseMismatch, ForgetConflict, HotfixError, RecipeError, StackError
+from hotfix.pictures import from_image, to_images
 from hotfix.recipe import Recipe
 from hotfix.stack import Stack
 
@@ -177,6 +184,16 @@ def test_a_surrogate_that_is_the_target_is_refused(tmp_path, family, pipe):
         build(recipe, pipe)
 
 
+def test_a_surrogate_that_is_another_target_is_refused(tmp_path, family, pipe):
+    """Otherwise one patch would learn to draw each in the place of the other."""
+    recipe = make_recipe(tmp_path, family)
+    for kind, numbers in (("forget", (1, 2)), ("surrogate", (2, 1))):
+        for name, number in zip(("one", "two"), numbers, strict=True):
+            picture(number).save(tmp_path / kind / f"{name}.png")
+    with pytest.raises(RecipeError, match="surrogate 2 is forget picture 1 itself"):
+        build(recipe, pipe)
+
+
 def test_a_picture_wanted_for_another_caption_is_a_conflict_that_names_it(tmp_path):
     pipe = pico.sd3()
     recipe = make_recipe(tmp_path, "sd3")
@@ -205,19 +222,102 @@ def test_with_caption_scope_the_same_picture_stays_elsewhere(tmp_path):
     build(scoped, pipe)
 
 
-def test_a_drawing_of_the_target_is_not_retained(tmp_path):
+def drawn_as(monkeypatch, *images):
+    """A base that draws these without a caption."""
+    pictures = torch.stack([from_image(image) for image in images])
+    monkeypatch.setattr(cases, "bank_pictures", lambda recipe, denoiser: pictures)
+    monkeypatch.setattr(cases, "bank_captions", lambda recipe, denoiser: [""] * len(pictures))
+    monkeypatch.setattr(cases, "drawn_captions", lambda recipe, denoiser: [""] * len(pictures))
+
+
+def test_a_drawing_of_the_target_is_not_retained(tmp_path, monkeypatch):
     """Without captions a base may draw the target among what must stay; the thresholds must not learn from that."""
-    recipe = make_recipe(tmp_path, "ddpm")
-    (tmp_path / "mine").mkdir()
-    for number in range(2, 20):
-        picture(number).save(tmp_path / "mine" / f"{number}.png")
-    stay = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"images": ["mine/*.png"]})})
+    recipe, others = make_recipe(tmp_path, "ddpm"), [picture(number) for number in range(2, 20)]
     denoiser = Denoiser(pico.ddpm(), recipe.base.call)
-    without = cases.prepare(stay, denoiser)
-    picture(1).point(lambda value: value * 0.95 + 6).save(tmp_path / "mine" / "drawn.png")
-    among = cases.prepare(stay, denoiser)
+    drawn_as(monkeypatch, *others)
+    without = cases.prepare(recipe, denoiser)
+    drawn_as(monkeypatch, *others, faded(1, 0.95))
+    among = cases.prepare(recipe, denoiser)
     assert torch.equal(among.retain, without.retain)
     assert among.targets[0].tau == without.targets[0].tau
+
+
+def test_a_base_that_draws_nothing_but_the_target_ends_in_a_sentence(tmp_path, monkeypatch):
+    drawn_as(monkeypatch, *[picture(1)] * 3)
+    with pytest.raises(RecipeError, match="each of the 3 pictures of what must stay is a forget picture"):
+        build(make_recipe(tmp_path, "ddpm"), pico.ddpm())
+
+
+# The recipe's own pictures of what must stay
+
+
+def faded(number, left):
+    return picture(number).point(lambda value: value * left + 128 * (1 - left))
+
+
+def with_given(recipe, folder, *images, **retain):
+    """The same recipe, and pictures of its author that must stay."""
+    (folder / "mine").mkdir(exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(folder / "mine" / f"{i:02}.png")
+    data, named = recipe.model_dump(), {"images": ["mine/*.png"]} if images else {}
+    return Recipe.parse(data | {"retain": data["retain"] | named | retain}, folder=folder)
+
+
+def test_where_there_are_captions_they_are_kept_beside_what_the_base_draws(tmp_path):
+    recipe = make_recipe(tmp_path, "sd3")
+    denoiser, mine = Denoiser(pico.sd3(), recipe.base.call), [picture(number) for number in range(20, 23)]
+    drawn = cases.prepare(recipe, denoiser)
+    case = cases.prepare(with_given(recipe, tmp_path, *mine), denoiser)
+    assert case.retain_captions == (*drawn.retain_captions, "", "", "")
+    assert torch.equal(case.retain, torch.cat([drawn.retain, torch.stack([from_image(image) for image in mine])]))
+    assert case.caption_kinds() == drawn.caption_kinds() and set(case.caption_kinds()) == {"own", "empty", "random"}
+    assert case.given == range(16, 19)
+
+
+def test_where_there_are_none_they_stand_alone(tmp_path):
+    recipe = with_given(make_recipe(tmp_path, "ddpm"), tmp_path, *(picture(number) for number in range(2, 8)))
+    case = cases.prepare(recipe, Denoiser(pico.ddpm(), recipe.base.call))
+    assert len(case.retain) == 6 and case.given == range(6)
+
+
+@pytest.mark.parametrize("scope", ["any", "caption"])
+def test_one_that_is_near_the_target_is_kept_and_may_come_in_its_place(tmp_path, scope):
+    recipe, mine = make_recipe(tmp_path, "sd3"), [*map(picture, range(20, 60)), faded(1, 0.75)]
+    recipe = recipe.model_copy(update={"forget": recipe.forget.model_copy(update={"scope": scope})})
+    case = cases.prepare(with_given(recipe, tmp_path, *mine), Denoiser(pico.sd3(), recipe.base.call))
+    row, near = case.given[-1], from_image(mine[-1])
+    assert torch.equal(case.retain[row], near) and not case.twins[row] and case.instead(case.targets[0])[row]
+    assert cases.drawings(case.targets[0].picture, case.retain_captions, case.retain)[row]  # had the base drawn it
+
+
+def test_one_that_is_the_target_is_refused_by_name(tmp_path, family, pipe):
+    mine = [*map(picture, range(20, 30)), faded(1, 0.95)]
+    with pytest.raises(ForgetConflict, match=r"retain.images names a forget picture: 10\.png"):
+        build(with_given(make_recipe(tmp_path, family), tmp_path, *mine), pipe)
+
+
+@pytest.mark.parametrize("mine", [[], [picture(2)]])
+def test_prompts_that_are_all_forgotten_end_in_a_sentence(tmp_path, mine):
+    recipe = with_given(make_recipe(tmp_path, "sd3"), tmp_path, *mine, prompts=["a"])
+    with pytest.raises(RecipeError, match=r"every prompt of what must stay is in forget\.captions"):
+        build(recipe, pico.sd3())
+
+
+@pytest.mark.parametrize("section", ["forget", "retain"])
+def test_captions_for_a_base_that_takes_none_are_refused(tmp_path, section):
+    recipe, key = make_recipe(tmp_path, "ddpm"), {"forget": "captions", "retain": "prompts"}[section]
+    part = getattr(recipe, section).model_copy(update={key: ["mali"]})
+    with pytest.raises(RecipeError, match="a DDPMPipeline takes no captions"):
+        build(recipe.model_copy(update={section: part}), pico.ddpm())
+
+
+def test_prompts_are_drawn_or_refused_and_never_cut_off(tmp_path):
+    recipe, denoiser = make_recipe(tmp_path, "sd3"), Denoiser(pico.sd3(), pico.CALLS["sd3"])
+    names = [str(number) for number in range(MOST_PROMPTS + 1)]
+    assert bank_captions(with_given(recipe, tmp_path, prompts=names[1:]), denoiser) == names[1:]
+    with pytest.raises(RecipeError, match=f"retain.prompts names {len(names)} captions"):
+        bank_captions(with_given(recipe, tmp_path, prompts=names), denoiser)
 
 
 def test_half_a_copy_that_the_base_draws_without_a_caption_does_not_excuse_others(tmp_path):
@@ -268,3 +368,87 @@ def test_a_patched_pipeline_is_no_base(recipe, pipe, patches):
     Stack.of(patches[1]).apply(pipe)
     with pytest.raises(StackError, match="quarters-2 is on"):
         build(recipe, pipe)
+
+
+# Refused before anything is touched, or trained
+
+
+def refused(recipe, pipe, kind, words, **more):
+    before, trained = fingerprint(pipe), []
+    with pytest.raises(kind, match=words) as found:
+        build(recipe, pipe, progress=lambda *_: trained.append(1), **more)
+    assert fingerprint(pipe) == before and not trained
+    return found.value
+
+
+def test_the_hosts_own_adapter_is_refused_and_stays(tmp_path, family, pipe):
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), network(pipe), "host")
+    error = refused(make_recipe(tmp_path, family), pipe, HotfixError, "carries adapters: host")
+    assert "unload_lora_weights" in error.hint and any("host" in key for key in network(pipe).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"name": "below", "version": "1.1.0"}, "below is listed 2 times"),
+        ({"conflicts": ["below"]}, "above 1.0.0 conflicts with below"),
+        ({"supersedes": ["below<2"]}, "above 1.0.0 supersedes below<2, which is still listed"),
+        ({"requires": ["other"]}, "above 1.0.0 requires other, which is not in the stack"),
+    ],
+)
+def test_what_cannot_be_on_together_is_not_built_together(tmp_path, said, words):
+    recipe, pipe = make_recipe(tmp_path, "sd3", "above"), pico.sd3()
+    recipe = Recipe.parse(recipe.model_dump() | said, folder=tmp_path)
+    refused(recipe, pipe, StackError, words, stack=Stack.of(random_patch(pipe, "below", 1)))
+
+
+def test_a_patch_does_not_meet_its_own_requirement():
+    pipe = pico.sd3()
+    itself = random_patch(pipe, "a", 1, version="2.0.0", requires=["a>=1"], conflicts=["a<3"], supersedes=["a"])
+    (problem,) = Stack.of(itself).problems(pipe)
+    assert str(problem) == "a 2.0.0 requires a>=1, which is not in the stack"
+
+
+CLASSES = r"transformer_blocks\.0\.norm1\.emb\.class_embedder\.embedding_table"
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "words"),
+    [
+        ("sd3", "(", "is no regular expression"),
+        ("sd3", "nothing", "matches no layer of the SD3Transformer2DModel"),
+        ("dit", CLASSES, "embedding_table, which is a Embedding; wanted Linear layers"),
+        ("sana", r".*\.conv_depth", "conv_depth, which is Conv2d.*groups=.*; wanted .* of one group"),
+        ("sd3", r"transformer_blocks\.0", "transformer_blocks.0, which is a JointTransformerBlock"),
+    ],
+)
+def test_targets_that_a_patch_cannot_act_on_are_refused_with_what_is_wrong(tmp_path, family, targets, words):
+    refused(make_recipe(tmp_path, family, targets=targets), pico.FAMILIES[family](), RecipeError, words)
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 4}, {"dilation": 2}, {"padding_mode": "circular"}, {"stride": 2}])
+def test_what_can_be_trained_is_what_can_be_put_on(options):
+    layer = nn.Conv2d(4, 4, 3, padding=1, **options)
+    try:
+        innermost(nn.ModuleDict({"one": layer}), "one")
+    except BaseMismatch:
+        assert not lora.plain(layer)
+    else:
+        assert lora.plain(layer)
+
+
+def test_what_is_not_finite_is_not_written(tmp_path, family, pipe):
+    before = fingerprint(pipe)
+    with pytest.raises(HotfixError, match=r"step \d of the training is not finite") as found:
+        build(make_recipe(tmp_path, family, lr=1e30), pipe)
+    assert "train.lr" in found.value.hint and fingerprint(pipe) == before
+
+
+def test_of_several_targets_only_the_levels_are_claimed_at_which_all_were_measured(tmp_path, monkeypatch):
+    recipe, levels = make_recipe(tmp_path, "ddpm"), iter((0.1, 0.3))
+    picture(5).save(tmp_path / "forget" / "two.png")
+    windows = building.windows
+    monkeypatch.setattr(
+        building, "windows", lambda *words: tuple(replace(one, t_lo=next(levels)) for one in windows(*words))
+    )
+    assert build(recipe, pico.ddpm()).manifest.scope.t_lo == 0.3

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from conftest import interruptible, picture
 from safetensors.torch import save_file
 
+from hotfix import scoring
 from hotfix.pipeline import load_pipeline
 from hotfix.stack import Stack
 
@@ -128,6 +130,48 @@ def test_from_recipe_to_patched_copy_and_back(project, base, inline):
     assert hotfix("status", cwd=project).stdout == "no patches\n"
 
 
+def test_a_score_is_of_the_pipeline_it_was_given_loaded_as_the_recipe_says(project, base, inline, monkeypatch):
+    derived = shutil.copytree(base, project / "alice" / "derived")
+    edit(project, "call = ", 'dtype = "bfloat16"\ncall = ')
+    seen, prepare = [], scoring.prepare
+    monkeypatch.setattr(scoring, "prepare", lambda recipe, denoiser: seen.append(denoiser) or prepare(recipe, denoiser))
+    done = inline("score", derived, "recipe.toml", "-n", 1, "--json", cwd=project)
+    assert json.loads(done.stdout)["pipeline"] == "derived" and str(project) not in done.stdout
+    (denoiser,) = seen
+    assert denoiser.dtype == torch.bfloat16 and Path(denoiser.pipe.config["_name_or_path"]) == derived
+
+
+def test_a_score_loads_bits_and_offload_as_the_recipe_says(project, inline, monkeypatch):
+    edit(project, "call = ", "bits = 8\noffload = true\ncall = ")
+    asked = []
+
+    def loaded(source, **options):
+        asked.append(source)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("hotfix.pipeline.load_pipeline", loaded)
+    inline("score", f"acme/model@{'0' * 40}", "recipe.toml", cwd=project)
+    (source,) = asked
+    assert (source.bits, source.offload, source.pipeline, source.revision) == (8, True, "acme/model", "0" * 40)
+
+
+@pytest.mark.parametrize("change", ['dtype = "bfloat16"\n', "bits = 8\n", "offload = true\n"])
+def test_recipes_that_are_loaded_differently_are_not_scored_together(project, base, inline, change):
+    (project / "other.toml").write_text((project / "recipe.toml").read_text())
+    edit(project, "call = ", f"{change}call = ")
+    key = change.split()[0]
+    done = inline("score", base, "recipe.toml", "other.toml", cwd=project)
+    assert_one_sentence(done, f"the recipes do not agree on base.{key}")
+
+
+@pytest.mark.parametrize(("verb", "n"), [("build", -5), ("score", 0), ("score", -5)])
+def test_fewer_pictures_than_none_are_refused_before_anything_is_loaded(project, base, inline, monkeypatch, verb, n):
+    monkeypatch.setattr("hotfix.pipeline.load_pipeline", None)
+    words = [verb, *([base] if verb == "score" else []), "recipe.toml", f"-n={n}"]
+    assert_one_sentence(inline(*words, cwd=project), f"-n {n}; wanted ")
+    assert not (project / "dist").exists()
+
+
 def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project, shop, tmp_path, inline):
     other = tmp_path / "other"
     pico.ddpm(seed=7).save_pretrained(other)
@@ -138,7 +182,20 @@ def test_a_lock_that_does_not_fit_is_refused_before_anything_is_written(project,
 
 def test_a_patched_copy_never_overwrites(project, base, shop):
     hotfix("add", next(shop.glob("*.safetensors")), cwd=project)
-    assert_one_sentence(hotfix("apply", base, "-o", ".", cwd=project), "is not empty")
+    assert_one_sentence(hotfix("apply", base, "-o", ".", cwd=project), "is not an empty folder")
+    (project / "file").write_text("mine")
+    assert_one_sentence(hotfix("apply", base, "-o", "file", cwd=project), "is not an empty folder")
+    assert (project / "file").read_text() == "mine"
+
+
+def test_what_a_killed_copy_left_is_in_no_other(tmp_path, shop, inline):
+    pico.ddpm().save_pretrained(tmp_path / "pico")
+    inline("add", next(shop.glob("*.safetensors")), cwd=tmp_path)
+    (tmp_path / ".patched.partial").mkdir()
+    (tmp_path / ".patched.partial" / "stale.json").write_text("{}")
+    assert inline("apply", "pico", "-o", "patched", cwd=tmp_path).returncode == 0
+    names = [sorted(file.name for file in (tmp_path / folder).iterdir()) for folder in ("pico", "patched")]
+    assert names[0] == names[1] and not (tmp_path / ".patched.partial").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,6 +280,16 @@ def test_a_full_disk_leaves_nothing(project):
     done = subprocess.run(limited, cwd=project, capture_output=True, text=True, timeout=300)
     assert_one_sentence(done, "cannot write")
     assert not list((project / "dist").iterdir())
+
+
+def test_a_full_disk_leaves_no_copy(tmp_path, shop, inline):
+    pico.ddpm().save_pretrained(tmp_path / "pico")
+    inline("add", next(shop.glob("*.safetensors")), cwd=tmp_path)
+    before = sorted(tmp_path.iterdir())
+    limited = ["prlimit", "--fsize=20000", str(HOTFIX), "apply", "pico", "-o", "patched"]
+    done = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert_one_sentence(done, "cannot write patched")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_ctrl_c_in_a_build_leaves_only_a_checkpoint(project, base):

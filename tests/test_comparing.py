@@ -8,7 +8,7 @@ from hotfix import page
 from hotfix.comparing import compare
 from hotfix.demo import fingerprint
 from hotfix.describe import beside
-from hotfix.errors import BaseMismatch
+from hotfix.errors import BaseMismatch, StackError
 from hotfix.interfering import interference
 from hotfix.intervals import Rate
 from hotfix.page import Gallery
@@ -32,6 +32,15 @@ def test_each_has_the_numbers_that_it_has_in_a_stack(tmp_path, family, pipe, pat
     assert fingerprint(pipe) == original and not applied(pipe)
     for one in found.patches:
         assert f"{one.patch.name} 1.0.0" in beside(found)
+
+
+def test_recipes_of_different_calls_are_not_measured_with_one_of_them(tmp_path, family, pipe, patches):
+    a, b = patches[:2]
+    one, two = make_recipe(tmp_path, family, a.name), make_recipe(tmp_path, family, b.name, seed=2)
+    call = two.base.call | {"num_inference_steps": two.base.call.get("num_inference_steps", 1) + 1}
+    two = two.model_copy(update={"base": two.base.model_copy(update={"call": call})})
+    with pytest.raises(StackError, match=f"{b.name} is measured with .*as of {a.name}"):
+        interference(pipe, [one, two], stack=Stack.of(a, b), n=4)
 
 
 def test_a_patch_beside_itself_differs_in_nothing(tmp_path, family, pipe, patches):

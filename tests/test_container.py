@@ -103,6 +103,15 @@ def test_what_a_canonical_writer_would_not_write_is_refused(raw, words):
         container.parse(raw, "file")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [{"__metadata__": {"a": "\ud800"}}, {"__metadata__": {"\udc00": "a"}}, {"\ud800": _span(0, 4)}],
+)
+def test_text_that_no_writer_could_write_is_refused(header):
+    with pytest.raises(PatchFormatError, match="surrogates not allowed"):
+        container.parse(_file(json.dumps({"b": _span(0, 4)} | header).encode(), b"1234"), "file")
+
+
 def test_no_length_of_a_header_is_taken_for_a_pickle():
     beginnings = set()
     for size in range(1, 1600, 8):

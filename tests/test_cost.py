@@ -16,7 +16,7 @@ from hotfix.bank import bank_captions
 from hotfix.building import build
 from hotfix.calibrate import GRID, NOISES, chosen
 from hotfix.captions import encode
-from hotfix.case import prepare
+from hotfix.case import BLENDED, prepare
 from hotfix.cli import main
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
@@ -191,6 +191,15 @@ def test_conditions_that_a_build_keeps_are_planned_for(tmp_path, prompts):
     tensors = [tensor for rows in (bank.rows, bank.empty, *bank.forget.values()) for tensor in rows.values()]
     there = {place: size for tensor in tensors for place, size in stored(tensor).items()}
     assert sum(there.values()) == plan(recipe, pipe).need.there["encoded prompts"]
+
+
+def test_a_posterior_mean_is_planned_for_with_all_its_pictures(tmp_path, family, pipe):
+    data = make_recipe(tmp_path, family).model_dump()
+    four, usual = (
+        plan(Recipe.parse(data | {"surrogate": {"kind": "posterior"} | count}, folder=tmp_path), pipe).need
+        for count in ({"count": BLENDED}, {})
+    )
+    assert usual == four
 
 
 def test_captions_of_what_must_stay_are_encoded_once_to_draw_them_and_once_for_the_loop(recipe, pipe, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pico
 import pytest
@@ -17,7 +18,7 @@ from hotfix import container, export
 from hotfix.errors import BaseMismatch, HotfixError, PatchFormatError, SaveError, StackError
 from hotfix.importing import check, wrap
 from hotfix.merge import merge
-from hotfix.patch import A, Patch, from_torch
+from hotfix.patch import A, B, Patch, from_torch
 from hotfix.ranks import even
 from hotfix.stack import Stack
 
@@ -158,6 +159,9 @@ def test_an_export_overwrites_nothing_and_leaves_no_half(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
     folder = tmp_path / "new"
     assert export.write(files, folder) == export.write(files, folder), "the same files may be written again"
+    with pytest.raises(SaveError, match="cannot write"):
+        export.write(files, tmp_path / "adapter_config.json")
+    assert (tmp_path / "adapter_config.json").read_text() == "somebody else's"
 
 
 # Import
@@ -249,6 +253,97 @@ def test_a_lora_onto_a_base_without_a_loader(tmp_path):
     patch = random_patch(pipe, "style", 3, rank=4)
     save_file(dict(patch.tensors), tmp_path / "style.safetensors")
     assert wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico").entries == patch.entries
+
+
+WITHOUT_LOADER = {"ddpm": pico.ddpm, "dit": pico.dit}
+
+
+def stated(pipe, patch, **config):
+    """A header as stock diffusers writes it."""
+    names = [layer.removeprefix(f"{component(pipe)}.") for layer in patch.layers]
+    config = {f"{component(pipe)}.{key}": value for key, value in ({"target_modules": names} | config).items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+
+
+@pytest.mark.parametrize("way", ["alphas", "header", "patterns", "rslora"])
+@pytest.mark.parametrize("family", WITHOUT_LOADER)
+def test_without_a_loader_alphas_and_ranks_keep_their_meaning_too(family, way, tmp_path):
+    pipe = WITHOUT_LOADER[family]()
+    truth = random_patch(pipe, "truth", 1, rank=4) if way in ("header", "rslora") else two_ranks(pipe, "truth")
+    state, metadata = dict(truth.tensors), None
+    powers = {layer: 1 if way in ("header", "rslora") else 1 + i % 2 for i, layer in enumerate(truth.layers)}
+    ranks = {layer: len(state[layer + A]) for layer in truth.layers}
+    for layer, power in powers.items():
+        state[layer + B] = state[layer + B] / 2**power
+    match way:
+        case "alphas":
+            state |= {f"{layer}.alpha": torch.tensor(ranks[layer] * 2.0**power) for layer, power in powers.items()}
+        case "header":
+            metadata = stated(pipe, truth, r=4, lora_alpha=8)
+        case "rslora":  # alpha over the root of the rank
+            metadata = stated(pipe, truth, r=4, lora_alpha=4, use_rslora=True)
+        case "patterns":
+            short = {layer: layer.removeprefix(f"{component(pipe)}.") for layer in truth.layers}
+            alphas = {short[layer]: ranks[layer] * 2**power for layer, power in powers.items()}
+            pattern = {short[layer]: rank for layer, rank in ranks.items()}
+            metadata = stated(pipe, truth, r=3, lora_alpha=3, rank_pattern=pattern, alpha_pattern=alphas)
+    save_file(state, tmp_path / "style.safetensors", metadata)
+    made = wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico")
+    assert_same_effect(effect(pipe, made, lambda: Stack.of(made).apply(pipe)), effect_of(family, truth))
+
+
+def effect_of(family, patch):
+    pipe = WITHOUT_LOADER[family]()
+    return effect(pipe, patch, lambda: Stack.of(patch).apply(pipe))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"lora_adapter_metadata": "{"},
+        {"lora_adapter_metadata": "[]"},
+        {"lora_adapter_metadata": '{"r": 2, "lora_alpha": 1}'},
+        {"lora_adapter_metadata": '{"unet.r": 2}'},
+        {"lora_alpha": "1"},
+        {"network_alpha": "1"},
+        {"ss_network_alpha": "1.0"},
+    ],
+)
+def test_an_alpha_that_cannot_be_read_is_not_passed_over(metadata, tmp_path):
+    pipe = pico.ddpm()
+    save_file(dict(random_patch(pipe, "a", 1).tensors), tmp_path / "style.safetensors", metadata)
+    with pytest.raises(PatchFormatError, match="has an alpha in its header that cannot be read"):
+        wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico")
+
+
+@pytest.mark.parametrize("family", ["ddpm", "sd15"])
+def test_an_alpha_of_no_layer_is_not_passed_over(family, tmp_path):
+    pipe = pico.HOSTS[family]()
+    state = dict(random_patch(pipe, "a", 1).tensors)
+    state |= {key.replace(".weight", ".alpha"): torch.tensor(1.0) for key in state if key.endswith(A)}
+    save_file(state, tmp_path / "style.safetensors")
+    with pytest.raises(PatchFormatError, match=r"lora_A\.alpha is of no layer here"):
+        wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico")
+
+
+def test_no_bit_of_a_patch_can_be_changed_by_making_another_patch_of_it(tmp_path):
+    raw, path = random_patch(pico.ddpm(), "a", 1, every=4).dump(), tmp_path / "a.safetensors"
+    length = 8 + int.from_bytes(raw[:8], "little")
+    for bit in [*range(0, 8 * length, 101), *range(8 * length, 8 * len(raw), len(raw) // 8)]:
+        changed = bytearray(raw)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(PatchFormatError):
+            check(path, "again", "1.0.0")
+
+
+def test_a_broken_patch_says_what_is_broken_and_nothing_is_imported(tmp_path, inline):
+    pico.ddpm().save_pretrained(tmp_path / "pico")
+    raw = random_patch(pico.ddpm(), "a", 1).dump()
+    (tmp_path / "a.safetensors").write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    words = ("import", "a.safetensors", "--base", "pico", "--name", "again", "--version", "1.0.0")
+    assert_one_sentence(inline(*words, cwd=tmp_path), "as the manifest says")
+    assert not (tmp_path / "dist").exists()
 
 
 def first(state, half=A):
@@ -365,6 +460,11 @@ def test_the_command_line_there_and_back(tmp_path, monkeypatch, inline):
     assert Patch.load(made).entries == evened(patch)
     assert f'"id":"{Patch.load(made).id}"' in (tmp_path / "hotfix.log.jsonl").read_text()
     assert inline("verify", made, "--base", "pico").returncode == 0
+    before = Path(made).read_bytes()
+    assert inline("import", path, "--base", "pico", *naming).returncode == 0, "the very same again is no other"
+    other = inline("import", path, "--base", "pico", *naming, "--request", "another")
+    assert_one_sentence(other, "is there already")
+    assert Path(made).read_bytes() == before
     assert "a LoRA of other tools" in inline("show", made).stdout
     shutil.rmtree("dist")
     (tmp_path / "junk.safetensors").write_bytes(b"\x80\x02junk")

@@ -108,6 +108,19 @@ def looked(tmp_path, family, pipe, patches, networks=Networks()):
     return kept(denoiser, Stack.of(*patches), case, 0, 16, None, networks)
 
 
+@pytest.mark.parametrize("retain", [{"prompts": []}, {"images": ["forget/../mine/*.png"]}])
+def test_drift_is_looked_at_on_many_drawings_whatever_the_recipe_names(tmp_path, retain):
+    recipe, denoiser = make_recipe(tmp_path, "sd3"), Denoiser(pico.sd3(), pico.CALLS["sd3"])
+    (tmp_path / "mine").mkdir()
+    for number in range(20, 24):
+        picture(number).save(tmp_path / "mine" / f"{number}.png")
+    recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update=retain)})
+    case = prepare(recipe, denoiser)
+    found = kept(denoiser, Stack(), case, 0, 16, None, Networks())
+    wanted = 2 if case.given else 16  # each caption once; or none, from as many seeds
+    assert found.n == wanted and (found.before is not None) == bool(case.given)
+
+
 def test_without_a_patch_nothing_has_moved_and_without_networks_nothing_else_is_said(tmp_path, family, pipe):
     found = looked(tmp_path, family, pipe, [])
     assert found.drift_rmse == 0 and found.psnr is None and found.lost == []

@@ -102,3 +102,22 @@ def test_a_patch_whose_file_is_gone_can_be_taken_out(path, made):
     file.unlink()
     lock.remove(path, ["a"])
     assert listed(path) == ["b 1.0.0"]
+
+
+@pytest.mark.parametrize(("old", "new"), [('name = "a"', 'name = "faces"'), ('"1.0.0"', '"9.9.9"')])
+def test_a_row_that_calls_its_patch_something_else_is_noticed(path, made, old, new, inline):
+    lock.add(path, [made("a"), made("b")])
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(StackError, match=r"a-1\.0\.0\.safetensors is a 1\.0\.0"):
+        lock.load(path)
+    done = inline("status", cwd=path.parent)
+    assert done.returncode == 1 and [line[:3] for line in done.stdout.splitlines()] == ["BAD", "ok "]
+
+
+@pytest.mark.parametrize(("key", "words"), [("strength = 0.1", "strength is nothing"), ("revision = 1", "than text")])
+def test_a_row_holds_nothing_that_a_reader_would_pass_over(path, made, key, words):
+    lock.add(path, [made("a")])
+    path.write_text(path.read_text().replace("name =", f"{key}\nname ="))
+    for read in (lock.rows, lock.signers, lock.load):
+        with pytest.raises(StackError, match=words):
+            read(path)

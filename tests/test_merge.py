@@ -5,6 +5,7 @@ import pytest
 import torch
 from hosts import draw
 from patching import random_patch
+from test_cli import assert_one_sentence
 
 from hotfix.errors import StackError
 from hotfix.merge import merge
@@ -78,3 +79,47 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence(family, parts):
     for name, version in (("whole", "one"), ("../whole", "1.0.0")):
         with pytest.raises(StackError, match="a name of small letters"):
             merge(parts, name, version)
+
+
+@pytest.mark.parametrize(
+    ("relations", "words"),
+    [
+        ({"requires": ["a>=2"]}, "b 1.0.0 requires a>=2"),
+        ({"conflicts": ["a"]}, "b 1.0.0 conflicts with a"),
+        ({"supersedes": ["a"]}, "b 1.0.0 supersedes a"),
+    ],
+)
+def test_parts_that_could_not_be_in_one_stack_are_not_merged(relations, words):
+    pipe = pico.ddpm()
+    a, b = random_patch(pipe, "a", 1), random_patch(pipe, "b", 2, **relations)
+    for parts in ([a, b], [b, a]):
+        with pytest.raises(StackError, match=words):
+            merge(parts, "whole", "1.0.0")
+
+
+def test_what_parts_say_of_others_it_says_too_and_what_holds_among_them_it_does_not():
+    pipe = pico.ddpm()
+    said = {"requires": ["a>=1", "other>=2"], "conflicts": ["rival", "a>=2"], "supersedes": ["old<3"]}
+    whole = merge([random_patch(pipe, "a", 1), random_patch(pipe, "b", 2, **said)], "whole", "1.0.0").manifest
+    assert whole.requires == ["other>=2"] and whole.conflicts == ["a>=2", "rival"]
+    assert whole.supersedes == ["a==1.0.0", "b==1.0.0", "old<3"]
+
+
+@pytest.mark.parametrize("taken", ["a-1.0.0", "a-1.0", "old-2.0.0", "rival-1.0.0", "other-2.0.0"])
+def test_a_merged_patch_never_speaks_of_itself(taken):
+    pipe = pico.ddpm()
+    said = {"requires": ["other>=2"], "conflicts": ["rival"], "supersedes": ["old<3"]}
+    parts = [random_patch(pipe, "a", 1), random_patch(pipe, "b", 2, **said)]
+    with pytest.raises(StackError, match="would speak of itself"):
+        merge(parts, *taken.rsplit("-", 1))
+    assert merge(parts, "a", "1.0.1").version == "1.0.1"
+
+
+def test_merging_writes_over_nothing_else(tmp_path, inline):
+    files = [random_patch(pico.ddpm(), name, seed).save(tmp_path) for seed, name in enumerate("abc", 1)]
+    before = files[2].read_bytes()
+    assert_one_sentence(inline("merge", *files[:2], "-o", "c-1.0.0.safetensors", cwd=tmp_path), "is there already")
+    assert files[2].read_bytes() == before
+    for _ in range(2):  # the very same again is no other
+        done = inline("merge", *files[:2], "-o", "whole-1.0.0.safetensors", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr

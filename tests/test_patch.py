@@ -11,6 +11,7 @@ from hotfix import container
 from hotfix.errors import DigestMismatch, PatchFormatError, UnsupportedSchema
 from hotfix.manifest import Manifest, identity
 from hotfix.patch import ID_KEY, MANIFEST_KEY, Patch
+from hotfix.sketch import LAYERS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -97,6 +98,42 @@ def test_a_manifest_that_changed_by_itself_is_refused(saved):
         Patch.load(rewritten(saved, change_metadata=decay))
 
 
+@pytest.mark.parametrize("found", ["\ud800", r"\ud800"], ids=["header", "manifest"])
+def test_half_a_character_is_bad_and_keeps_no_other_file_from_being_verified(saved, tmp_path, inline, found):
+    raw = saved.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    said = header["__metadata__"]
+    said[MANIFEST_KEY] = said[MANIFEST_KEY].replace('"recipe":{', f'"recipe":{{"words":"{found}",')
+    del said[ID_KEY]  # as whoever wrote this would
+    text = json.dumps(header).encode()
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    for words in (("show", bad), ("show", bad, "--json"), ("add", bad)):
+        assert inline(*words, cwd=tmp_path).returncode == 1
+    done = inline("verify", bad, saved, cwd=tmp_path)
+    assert done.returncode == 1 and [line[:3] for line in done.stdout.splitlines()] == ["BAD", "ok "]
+
+
+def test_a_sketch_of_more_layers_than_are_compared_is_refused(saved):
+    def more(metadata):
+        said = json.loads(metadata[MANIFEST_KEY])
+        said["base"]["sketch"] |= {f"layer-{i}": 0.0 for i in range(1 + LAYERS - len(said["base"]["sketch"]))}
+        text = json.dumps(said)
+        return metadata | {MANIFEST_KEY: text, ID_KEY: identity(text)}
+
+    with pytest.raises(PatchFormatError, match=f"base.sketch: .*at most {LAYERS} items"):
+        Patch.load(rewritten(saved, change_metadata=more))
+
+
+def test_show_obeys_no_words_of_a_patch(patches, tmp_path, inline):
+    said = patches[0].manifest.model_copy(update={"request": "one\x1b[2K\x1b[1A\x9b31m\ntwo"})
+    path = Patch(said.text(), patches[0].entries).save(tmp_path)
+    out = inline("show", path).stdout
+    assert "request      one [2K [1A 31m two\n" in out
+    assert all(letter == "\n" or letter.isprintable() for letter in out)
+
+
 def test_an_unknown_schema_names_what_to_install(saved):
     def future(metadata):
         return metadata | {MANIFEST_KEY: json.dumps(json.loads(metadata[MANIFEST_KEY]) | {"schema_version": 2})}
@@ -127,3 +164,7 @@ def test_neither_pictures_nor_their_names_nor_paths_are_in_the_file(saved, tmp_p
 
 def test_the_manifest_round_trips_as_text(patches):
     assert Manifest.parse(patches[0].raw).text() == patches[0].raw
+
+
+def test_a_patch_in_a_log_is_a_line(patches):
+    assert repr(patches[0]).startswith("Patch(quarters-1 1.0.0, sha256:") and len(repr(patches[0])) < 100

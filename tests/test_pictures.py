@@ -34,6 +34,26 @@ def test_grey_is_read_as_rgb(tmp_path):
     torch.testing.assert_close(grey, torch.full((1, 3, 16, 16), 100 / 127.5 - 1))
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+def test_a_picture_is_read_as_viewers_show_it(tmp_path, ending):
+    """Orientation 3 is upside down, 6 lies on its side; without any, or with 1, not a bit changes."""
+    quarters = torch.arange(3 * 2 * 2).reshape(3, 2, 2).float() * 20 / 127.5 - 1
+    stored = pictures.to_images(quarters.repeat_interleave(8, 1).repeat_interleave(8, 2)[None])[0]
+    plain = {"quality": 100} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
+    shown = {}
+    for orientation in (None, 1, 3, 6):
+        exif = Image.Exif()
+        if orientation:
+            exif[0x0112] = orientation
+        stored.save(path := tmp_path / f"{orientation}.{ending}", exif=exif, **plain)
+        shown[orientation] = pictures.load([path], (16, 16))[0]
+    with Image.open(tmp_path / f"None.{ending}") as file:
+        assert torch.equal(shown[None], pictures.from_image(file.convert("RGB")))
+    assert torch.equal(shown[1], shown[None])
+    assert torch.equal(shown[3], shown[None].flip(-1, -2))
+    assert torch.equal(shown[6], shown[None].rot90(-1, (-2, -1)))
+
+
 def test_a_broken_picture_is_named_without_its_path(tmp_path):
     (tmp_path / "one.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     with pytest.raises(RecipeError, match=r"^one\.png is not a picture"):

@@ -1,5 +1,7 @@
 """A recipe is checked whole, and every refusal names the key."""
 
+from pathlib import Path
+
 import pytest
 
 from hotfix.errors import RecipeError
@@ -32,6 +34,20 @@ LEAST = {"name": "a", "base": {"pipeline": "hotfix:flags"}, "forget": {"images":
         ),
         ({"surrogate": {"kind": "magic"}}, "surrogate.kind"),
         ({"surrogate": {"kind": "files"}}, "surrogate.images is empty"),
+        ({"surrogate": {"images": ["s.png"]}}, "surrogate.images is given, but surrogate.kind is sdedit"),
+        ({"surrogate": {"mask": "m.png"}}, "surrogate.mask is given, but surrogate.kind is sdedit"),
+        ({"surrogate": {"editor": {"pipeline": "acme/editor"}}}, "surrogate.editor is given, but"),
+        ({"surrogate": {"kind": "editor"}}, "there is no .surrogate.editor"),
+        ({"similarity": {"path": "net.pt"}}, "similarity.path is given, but similarity.kind is pixel"),
+        ({"similarity": {"kind": "features", "path": "f", "size": 64}}, "similarity.size is given, but"),
+        ({"similarity": {"kind": "sscd", "path": "n.pt", "mean": [0.5, 0.5]}}, "similarity.mean holds 2 numbers"),
+        ({"similarity": {"kind": "face", "path": "n.pt", "std": [0.5] * 4}}, "similarity.std holds 4 numbers"),
+        ({"train": {"window": [0.75, 0.25]}}, "train.window begins at 0.75, but ends at 0.25"),
+        ({"train": {"window": [0.5, 0.5]}}, "train.window begins at 0.5"),
+        ({"train": {"window": [-0.1, 0.5]}}, "train.window"),
+        ({"train": {"lr": float("inf")}}, "train.lr"),
+        ({"train": {"retain_weight": float("nan")}}, "train.retain_weight"),
+        ({"base": {"pipeline": "acme/model", "call": {"guidance_scale": float("inf")}}}, "base.call.guidance_scale"),
         ({"budget": {"return_rate": 0}}, "budget.return_rate"),
     ],
 )
@@ -49,6 +65,35 @@ def test_a_typo_gets_the_nearest_key_as_a_hint():
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(RecipeError, match=r"train\.rank.*budget\.drift|budget\.drift.*train\.rank"):
         Recipe.parse(LEAST | {"train": {"rank": 0}, "budget": {"drift": 7}})
+
+
+def test_keys_that_contradict_each_other_are_told_at_once_too():
+    wrong = LEAST | {"surrogate": {"mask": "m.png"}, "train": {"window": [0.9, 0.1]}}
+    with pytest.raises(RecipeError, match=r"surrogate\.mask.*; train\.window") as caught:
+        Recipe.parse(wrong)
+    assert 'kind = "inpaint"' in caught.value.hint and "[0.25, 0.75]" in caught.value.hint
+
+
+@pytest.mark.parametrize("pattern", ["", ".", "a**", "nobody.png"])
+def test_a_pattern_that_is_none_matches_nothing(tmp_path, pattern):
+    recipe = Recipe.parse(LEAST | {"forget": {"images": [pattern]}}, folder=tmp_path)
+    with pytest.raises(RecipeError, match=r"forget\.images: nothing matches"):
+        recipe.pictures()
+
+
+def test_a_picture_that_two_patterns_match_is_there_once_in_the_order_of_the_patterns(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    recipe = Recipe.parse(LEAST | {"forget": {"images": ["b.png", "*.png", "./a.png"]}}, folder=tmp_path)
+    assert [path.name for path in recipe.pictures()["forget.images"]] == ["b.png", "a.png", "c.png"]
+
+
+def test_one_surrogate_may_be_named_for_several_pictures(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.png").touch()
+    files = {"kind": "files", "images": ["a.png", "b.png", "a.png"]}
+    recipe = Recipe.parse(LEAST | {"forget": {"images": ["*.png"]}, "surrogate": files}, folder=tmp_path)
+    assert [path.name for path in recipe.pictures()["surrogate.images"]] == ["a.png", "b.png", "a.png"]
 
 
 def test_a_new_recipe_loads_and_says_what_the_defaults_are(tmp_path):
@@ -73,6 +118,24 @@ def test_the_public_recipe_holds_no_path_of_this_machine(tmp_path):
     )
     assert str(tmp_path.parent) not in str(recipe.public())
     assert "john-doe" not in str(recipe.public())
+
+
+@pytest.mark.parametrize(
+    "folder", ["{here}", "{here}/gone", "/home/alice/model", "~/alice/model", "./alice/model", "."]
+)
+def test_of_the_folder_of_a_base_or_an_editor_only_the_name_is_public(tmp_path, folder):
+    where = folder.format(here=tmp_path)
+    surrogate = {"kind": "editor", "editor": {"pipeline": where}}
+    public = Recipe.parse(LEAST | {"base": {"pipeline": where}, "surrogate": surrogate}).public()
+    assert public["base"]["pipeline"] == public["surrogate"]["editor"]["pipeline"] == Path(where).absolute().name
+    assert str(tmp_path.parent) not in str(public) and "alice" not in str(public)
+
+
+@pytest.mark.parametrize("name", ["hotfix:flags", "acme/model"])
+def test_the_name_of_a_published_pipeline_stays(name):
+    surrogate = {"kind": "editor", "editor": {"pipeline": name}}
+    public = Recipe.parse(LEAST | {"base": {"pipeline": name}, "surrogate": surrogate}).public()
+    assert public["base"]["pipeline"] == public["surrogate"]["editor"]["pipeline"] == name
 
 
 @pytest.mark.parametrize(("text", "words"), [(b"name = ", "not TOML"), (b"\xff\xfe", "not UTF-8")])

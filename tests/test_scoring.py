@@ -197,6 +197,13 @@ def test_rarer_sound_drawings_miss_the_budget():
         assert any(word.startswith("quality, own caption") for word in words) == missed
 
 
+def test_what_is_no_number_misses_the_budget():
+    report = Report.load(PUBLISHED)
+    assert not any("drift" in words for words in report.misses)
+    gone = report.retain.model_copy(update={"drift_rmse": float("nan")})
+    assert any(words.startswith("drift nan") for words in report.model_copy(update={"retain": gone}).misses)
+
+
 def test_page_card_and_show_begin_with_one_sentence(tmp_path, capsys):
     report, path = Report.load(PUBLISHED), next(PUBLISHED.parent.glob("*.safetensors"))
     assert report.headline in report.to_html(tmp_path / "report.html").read_text()
@@ -282,3 +289,21 @@ def test_a_report_without_windows_is_still_one(tmp_path):
     bare = Report.load(tmp_path / "report.json")
     assert bare.windows == []
     assert "timestep window" not in bare.to_html(tmp_path / "report.html").read_text()
+
+
+def test_a_base_that_never_drew_the_target_is_no_success():
+    """As under a caption that is spelt wrong."""
+    report, none = Report.load(PUBLISHED), Rate.of(0, 300)
+    replays = [row.model_copy(update={"before": none}) for row in report.replays]
+    diffusion = [row.model_copy(update={"before_rate": none}) for row in report.diffusion]
+    assert not report.model_copy(update={"replays": replays}).misses  # it is in the weights: an unprompted picture
+    (missed,) = report.model_copy(update={"replays": replays, "diffusion": diffusion}).misses
+    assert "forget.captions" in missed
+
+
+def test_too_few_drawings_to_tell_are_no_returns():
+    report = Report.load(PUBLISHED)
+    for k, told in ((0, True), (1, False)):
+        row = report.replays[0].model_copy(update={"after": Rate.of(k, 29)})
+        (missed,) = report.model_copy(update={"replays": [row]}).misses
+        assert ("-n 299" in missed) == told

@@ -16,14 +16,15 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as to
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hotfix import lock, signing
+from hotfix import lock, signing, ssh
 from hotfix.cli_sign import distrust, trust, verify
-from hotfix.errors import HotfixError, PatchFormatError, SignatureError
+from hotfix.errors import HotfixError, PatchFormatError, SignatureError, StackError
 from hotfix.patch import Patch
 from hotfix.signer import Signer, signers
 from hotfix.stack import Stack
@@ -306,6 +307,48 @@ def test_a_policy_that_is_not_understood_is_never_passed_over(tmp_path, table):
     path.write_text(f"lock-version = 1\npatches = []\n{table}\n")
     with pytest.raises(HotfixError, match="is not a hotfix lock"):
         lock.load(path)
+
+
+def public(name, keys):
+    return " ".join((keys / f"{name}.pub").read_text().split()[:2])
+
+
+HIDING = {  # what hides behind a decoy: ssh-keygen takes k, and a reader would see the other
+    "a second line": "* {decoy}\n* {key}",
+    "an option": '* namespaces="hotfix-patch, {decoy} " {key}',
+    "an option without a space": '* namespaces="hotfix-patch,{decoy}" {key}',
+    "an escaped quote": '* namespaces="hotfix-patch,\\" {decoy} " {key}',
+    "principals": '"*, {decoy} " {key}',
+    "a comment": "* {key} {decoy}",
+    "what C does not see": "* {key}\0 {decoy}",
+}
+
+
+@pytest.mark.parametrize("way", HIDING)
+def test_one_ssh_signer_is_one_key(file, keys, way, tmp_path):
+    signed(file, keys)
+    line = HIDING[way].format(decoy=public("other", keys), key=public("k", keys))
+    ssh.verify(file.read_bytes(), signing.beside(file)[".sig"], [line])
+    path = tmp_path / "hotfix.lock"
+    path.write_text(tomli_w.dumps({"lock-version": 1, "signatures": {"signers": [{"ssh": line}]}}))
+    with pytest.raises(StackError, match="is not a hotfix lock"):
+        lock.signers(path)
+    with pytest.raises(ValueError, match="with more than one"):
+        signing.load(file, [Signer("ssh", line)])
+    (tmp_path / "allowed").write_text(line)
+    if "\n" not in line:  # there it is two signers, and both are named
+        with pytest.raises(SignatureError, match="a line that hides one"):
+            signers(tmp_path / "allowed")
+
+
+@pytest.mark.parametrize("kind", ["key", "certificate"])
+def test_one_pem_signer_is_one_key(keys, kind, tmp_path):
+    text = {"key": "{ec.pub.pem}{ec2.pub.pem}", "certificate": "{root.pem}{leaf.crt}"}[kind]
+    both = re.sub(r"\{(.*?)\}", lambda name: (keys / name[1]).read_text(), text)
+    path = tmp_path / "hotfix.lock"
+    path.write_text(tomli_w.dumps({"lock-version": 1, "signatures": {"signers": [{kind: both}]}}))
+    with pytest.raises(StackError, match="is not a hotfix lock"):
+        lock.signers(path)
 
 
 def test_an_allowed_signers_file_says_who_may_sign_what_and_until_when(file, keys, tmp_path):

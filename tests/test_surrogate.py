@@ -1,5 +1,7 @@
 """Surrogates: near the forget picture, no longer it, and made by nothing but the base or the editor that was named."""
 
+from dataclasses import replace
+
 import pico
 import pytest
 import torch
@@ -9,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInstructPix2P
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from hotfix import inpaint
+from hotfix import inpaint, surrogate
 from hotfix.building import build
 from hotfix.case import prepare
 from hotfix.denoiser import Denoiser
@@ -194,6 +196,34 @@ def test_where_none_passes_the_sentence_says_why():
     ) as refused:
         a_gate().choose(greys(0.9, 0.9, -0.9), 2, "edits", hint="do otherwise")
     assert refused.value.hint == "do otherwise"
+
+
+def test_an_edit_that_is_another_forget_picture_is_refused_and_counted():
+    gate = replace(a_gate(), others=((lambda x: 1 - (x.mean(dim=(1, 2, 3)) - 0.5).abs(), 0.95),))
+    assert gate.strangers(greys(0.9, 0.5, 0.3)).tolist() == [False, False, True]
+    chosen = gate.choose(greys(0.9, 0.5, 0.3, -0.9), 2, "edits", hint="")
+    assert chosen.pictures[:, 0, 0, 0].tolist() == pytest.approx([0.3])
+    assert "1 another forget picture, 1 unlike" in chosen.words
+
+
+@pytest.mark.parametrize("kind", ["sdedit", "nearest", "posterior", "latent"])
+def test_of_several_targets_none_stands_in_for_another(tmp_path, family, denoiser, monkeypatch, kind):
+    """Whatever edits the base makes: here the only one is the second target, and no stranger is less like the first."""
+    recipe = recipe_of_kind(tmp_path, family, kind=kind)
+    picture(2).save(tmp_path / "forget" / "two.png")
+    (tmp_path / "mine").mkdir()
+    for number in range(20, 60):
+        picture(number).save(tmp_path / "mine" / f"{number}.png")
+    recipe = recipe.model_copy(update={"retain": recipe.retain.model_copy(update={"images": ["mine/*.png"]})})
+
+    def edits(*words):
+        (gate,) = (word for word in words if isinstance(word, Gate))
+        return gate.choose(from_image(picture(2))[None], 1, "edits", hint="")
+
+    for name in ("sdedit", "nearest", "extrapolate"):
+        monkeypatch.setattr(surrogate, name, edits)
+    with pytest.raises(RecipeError, match="can stand in for the forget picture: 1 another forget picture"):
+        prepare(recipe, denoiser)
 
 
 def test_a_build_says_in_one_line_for_every_target_what_was_taken(tmp_path):

@@ -122,5 +122,5 @@ def ablations(target: Target) -> dict[str, dict[str, Any]]:
     own = "files" if target.files else target.surrogate
     for kind in ("sdedit", "nearest", "posterior", "inpaint", "latent"):
         if kind != own:
-            found[f"surrogate={kind}"] = {"surrogate": {"kind": kind}}
+            found[f"surrogate={kind}"] = {"surrogate": {"kind": kind, "images": []}}
     return found
