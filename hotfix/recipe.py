@@ -225,7 +225,7 @@ class Recipe(_Section):
             return [Path(pattern)]
         try:
             return sorted(self._folder.glob(pattern))
-        except (IndexError, NotImplementedError, ValueError):  # "", "." and "a**" are no patterns
+        except (IndexError, ValueError):  # "", "." and "a**" are no patterns
             return []
 
     def pictures(self) -> dict[str, list[Path]]:
