@@ -35,6 +35,15 @@ def launch(count, *arguments, cwd, **variables):
     )
 
 
+def commands(*lines, cwd, **variables):
+    """Command lines one after another in two processes: what each said on stdout and stderr."""
+    words = [json.dumps([str(word) for word in line]) for line in lines]
+    done = launch(2, Path(__file__).with_name("commands.py"), *words, cwd=cwd, **variables)
+    said = list(zip(done.stdout.split("\f\n"), done.stderr.split("\f\n"), strict=True))
+    assert len(said) == len(lines) + 1, done.stderr
+    return said[:-1]
+
+
 def test_every_process_gets_all_rows_and_computes_its_share(tmp_path):
     done = launch(2, Path(__file__).with_name("shared_rows.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -49,8 +58,8 @@ def test_a_build_on_two_processes_is_the_build_on_one(tmp_path, monkeypatch):
         assert one in text
         text = text.replace(one, many)
     path.write_text(text)
-    done = launch(2, "-m", "hotfix", "build", path, "-o", "dist", "-n", 3, cwd=tmp_path)
-    assert done.stderr.count("the build took") == 1, done.stderr
+    ((_, progress),) = commands(("build", path, "-o", "dist", "-n", 3), cwd=tmp_path)
+    assert progress.count("the build took") == 1, progress
     two = Patch.load(Path("dist/quarters-0-1.0.0.safetensors"))
     report = Report.load(Path("dist/quarters-0-1.0.0.report.json"))
     recipe = Recipe.load(path)
@@ -92,22 +101,22 @@ def test_the_command_line_splits_a_base_up_plans_builds_and_measures(tmp_path, m
     path.write_text(path.read_text().replace("batch = 1", "batch = 2"))
     recipe = Recipe.load(path)
     pipe = load_pipeline(recipe)
-    plan = json.loads(launch(2, "-m", "hotfix", "build", path, "--plan", "--json", cwd=tmp_path, **SPLIT).stdout)
-    whole = planned(recipe, pipe)
+    asked = ("build", path, "--plan", "--json"), ("build", path, "-o", "dist", "-n", 3)
+    (said, _), (_, progress) = commands(*asked, cwd=tmp_path, **SPLIT)
+    plan, whole = json.loads(said), planned(recipe, pipe)
     assert plan["bytes"]["base weights"] < 0.6 * whole.weights and plan["bytes"][KEPT] == whole.facts()["bytes"][KEPT]
-    done = launch(2, "-m", "hotfix", "build", path, "-o", "dist", "-n", 3, cwd=tmp_path, **SPLIT)
-    assert done.stderr.count("the build took") == 1, done.stderr
+    assert progress.count("the build took") == 1, progress
     one, two = build(recipe, pipe), Patch.load(Path("dist/quarters-0-1.0.0.safetensors"))
     torch.testing.assert_close(dict(two.tensors), dict(one.tensors), rtol=1e-3, atol=1e-6)
     report = Report.load(Path("dist/quarters-0-1.0.0.report.json"))
     alone = score(pipe, recipe, stack=Stack.of(one), n=3)
     assert report.retain.drift_rmse == pytest.approx(alone.retain.drift_rmse, rel=0.02)
     lock.add(Path("hotfix.lock"), [Path("dist/quarters-0-1.0.0.safetensors")])
-    asked = ("-m", "hotfix", "score", "tiny", path, "--stack", "hotfix.lock", "-n", 3, "--json")
-    scored = Report.model_validate_json(launch(2, *asked, cwd=tmp_path, **SPLIT).stdout)
+    scoring = ("score", "tiny", path, "--stack", "hotfix.lock", "-n", 3, "--json")
+    (said, _), (_, refused) = commands(scoring, (*scoring, "--attacks", "samplings"), cwd=tmp_path, **SPLIT)
+    scored = Report.model_validate_json(said)
     assert scored.retain.drift_rmse == pytest.approx(report.retain.drift_rmse, rel=1e-4)
-    refused = launch(2, *asked, "--attacks", "samplings", cwd=tmp_path, **SPLIT)
-    assert "attacks, and several recipes, on a base that is split up" in refused.stderr
+    assert "attacks, and several recipes, on a base that is split up" in refused
 
 
 def test_one_process_has_nobody_to_split_a_base_up_with_and_fewer_bits_are_not_split(tmp_path):
