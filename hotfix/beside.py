@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hotfix.board import Board
 from hotfix.errors import BaseMismatch
+from hotfix.weights import patchable
 
 _numbers = count()
 _hooks: "WeakValueDictionary[int, Beside]" = WeakValueDictionary()  # for compiled graphs, which know a hook by number
@@ -82,9 +83,7 @@ def innermost(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:
         ) from error
     while isinstance(inner := getattr(layer, "base_layer", None), nn.Module):
         layer = inner
-    if isinstance(layer, nn.Linear):
-        return layer
-    if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros"):
+    if patchable(layer):
         return layer
     raise BaseMismatch(
         f"{name} is a {type(layer).__name__}", wanted="a Linear or a plain Conv2d", hint="another architecture"

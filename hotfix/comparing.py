@@ -10,7 +10,7 @@ from hotfix.denoiser import Denoiser
 from hotfix.intervals import Rate, interval
 from hotfix.page import Gallery
 from hotfix.paired import MustStay, Trial
-from hotfix.partial import KEEP, REPLAY, cycled
+from hotfix.partial import REPLAY, cycled
 from hotfix.patch import Patch
 from hotfix.recipe import Recipe
 from hotfix.report import PatchRef
@@ -64,7 +64,7 @@ def compare(
             drifts.append(must_stay.drift(stack))
         if gallery is not None:
             stage("drawing pictures to look at")
-            _show(denoiser, case, stacks, seed, gallery)
+            _show(denoiser, case, must_stay, stacks, seed, gallery)
     return Comparison(
         bare=Rate.among(bare),
         patches=[
@@ -82,13 +82,16 @@ def compare(
     )
 
 
-def _show(denoiser: Denoiser, case: Case, stacks: Sequence[Stack], seed: int, gallery: Gallery) -> None:
-    """The first drawings of every kind of caption, and of what must stay."""
-    stay = [caption for caption in dict.fromkeys(case.retain_captions) if caption] or [""]
-    kinds = {f"{kind} caption": (captions, REPLAY) for kind, captions in case.forget_kinds().items()}
-    for words, (captions, first) in (kinds | {"what must stay": (stay, KEEP)}).items():
+def _show(
+    denoiser: Denoiser, case: Case, must_stay: MustStay, stacks: Sequence[Stack], seed: int, gallery: Gallery
+) -> None:
+    """The first drawings of every kind of caption, and of what must stay: of those that were measured."""
+    first = [seed + REPLAY + i for i in range(SHOWN)]
+    kinds = {f"{kind} caption": (cycled(words, SHOWN), first) for kind, words in case.forget_kinds().items()}
+    stay = list(must_stay.captions[:SHOWN]), list(must_stay.seeds[:SHOWN])
+    for words, (captions, seeds) in (kinds | {"what must stay": stay}).items():
         rows = []
         for stack in (Stack(), *stacks):
             with stack.on(denoiser.pipe):
-                rows.append(denoiser.draw(cycled(captions, SHOWN), [seed + first + i for i in range(SHOWN)]))
+                rows.append(denoiser.draw(captions, seeds))
         gallery.add(words, rows, case.alike)

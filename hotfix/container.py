@@ -175,7 +175,8 @@ def write_atomically(path: Path, content: bytes, ready: Callable[[], object] = l
         temporary.replace(path)
     except OSError as error:
         raise SaveError(
-            f"cannot write {path}: {error.strerror}", hint="nothing was written; free some space or choose -o elsewhere"
+            f"cannot write {path}: {error.strerror}",
+            hint="nothing was written; free some space, see what lies there, or write elsewhere",
         ) from error
     finally:
         if temporary is not None:

@@ -33,9 +33,7 @@ def export(patch: Patch, form: str) -> dict[str, bytes]:
         hint = "hotfix add PATCH, then hotfix apply PIPELINE -o DIR writes a patched copy of the pipeline"
         raise HotfixError("a patch alone cannot be merged: that takes its base", hint=hint)
     if form not in FORMS:
-        raise HotfixError(
-            f"there is no form {form!r}", wanted=", ".join((*FORMS, "merged")), hint="see docs/clients.md"
-        )
+        raise HotfixError(f"there is no form {form!r}", wanted=", ".join(FORMS), hint="see docs/clients.md")
     if form == "peft":
         return _peft(patch)
     if form == "kohya":

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from hotfix.errors import HotfixError, RecipeError
 from hotfix.shapes import Flat
+from hotfix.weights import patchable
 
 ADAPTER = "hotfix_training"
 
@@ -110,7 +111,7 @@ def attached(model: nn.Module, targets: str, rank: int, seed: int) -> Iterator[A
 
 
 def check(model: nn.Module, targets: str) -> None:
-    """Refuse a pattern that names anything but layers that a patch can act on, as `beside.innermost` has it.
+    """Refuse a pattern that names anything but layers that a patch can act on.
 
     Raises:
         RecipeError: it is no pattern, names nothing, or names another kind of layer.
@@ -123,18 +124,13 @@ def check(model: nn.Module, targets: str) -> None:
     if not named:
         raise RecipeError(f"{said} matches no layer of the {type(model).__name__}", hint=hint)
     for name, layer in named.items():
-        if not isinstance(layer, nn.Linear) and not plain(layer):
+        if not patchable(layer):
             what = layer if isinstance(layer, nn.Conv2d) else f"a {type(layer).__name__}"
             raise RecipeError(
                 f"{said} matches {name}, which is {what}",
                 wanted="Linear layers, and Conv2d layers of one group, without dilation, padded with zeros",
                 hint=f"{hint}, and no others",
             )
-
-
-def plain(layer: nn.Module) -> bool:
-    """Whether it is a convolution that two smaller ones can stand beside."""
-    return isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
 
 
 def refuse_others(*networks: Any) -> None:

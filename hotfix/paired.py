@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hotfix.case import Case
 from hotfix.denoiser import Denoiser
+from hotfix.errors import HotfixError
 from hotfix.partial import KEEP, LEVELS, NOISES_SHARE, PARTIAL, REPLAY, back, cycled, in_turn
 from hotfix.shapes import PerExample, Pictures
 from hotfix.stack import Stack
@@ -61,14 +62,24 @@ class MustStay:
 
     @classmethod
     def of(cls, denoiser: Denoiser, cases: Sequence[Case], seed: int) -> Self:
-        """Everything that the cases retain, but for what any of them forgets."""
+        """Everything that the cases retain, but for what any of them forgets; few captions are drawn several times.
+
+        Raises:
+            HotfixError: that leaves nothing.
+        """
         captions = sorted({caption for case in cases for caption in case.retain_captions if caption})
         forgotten = {caption for case in cases for caption in case.captions if case.scope == "any"}
-        captions = [caption for caption in captions if caption not in forgotten] or [""] * len(cases[0].retain_captions)
+        captions = [caption for caption in captions if caption not in forgotten] or [""]
+        captions = cycled(captions, max(len(captions), len(cases[0].retain_captions)))
         seeds = [seed + KEEP + i for i in range(len(captions))]
         bare = denoiser.draw(captions, seeds)
         kept = ~torch.stack([case.returned(bare) for case in cases]).any(dim=0)
         rows = kept.nonzero().flatten().tolist()
+        if not rows:
+            raise HotfixError(
+                f"all {len(captions)} drawings of what must stay are the target, or too much like it",
+                hint="name in retain.prompts what draws something else",
+            )
         return cls(denoiser, tuple(captions[i] for i in rows), tuple(seeds[i] for i in rows), bare[kept])
 
     def drift(self, stack: Stack) -> PerExample:

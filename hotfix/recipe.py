@@ -268,6 +268,8 @@ def _sentence(error: Any) -> str:
         return "there is no such key"
     if error["type"] == "missing":
         return "this key is missing"
+    if error["type"] == "string_pattern_mismatch" and error["loc"] == ("name",):
+        return f"wanted small letters and digits, in words joined by a hyphen; found {error['input']!r}"
     return f"{error['msg'][0].lower()}{error['msg'][1:]}"
 
 

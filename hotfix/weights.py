@@ -1,12 +1,20 @@
 """What a layer multiplies with, however its weight is kept: cast, split up, or quantised by bitsandbytes or torchao."""
 
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hotfix.errors import BaseMismatch, StackError
 from hotfix.sketch import sketch, spread
+
+
+def patchable(layer: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether a patch can act on it: a matrix, or a convolution that two smaller ones can stand beside."""
+    if isinstance(layer, nn.Conv2d):
+        return (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros")
+    return isinstance(layer, nn.Linear)
 
 
 def shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:

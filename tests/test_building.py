@@ -428,13 +428,15 @@ def test_targets_that_a_patch_cannot_act_on_are_refused_with_what_is_wrong(tmp_p
 
 @pytest.mark.parametrize("options", [{}, {"groups": 4}, {"dilation": 2}, {"padding_mode": "circular"}, {"stride": 2}])
 def test_what_can_be_trained_is_what_can_be_put_on(options):
-    layer = nn.Conv2d(4, 4, 3, padding=1, **options)
-    try:
-        innermost(nn.ModuleDict({"one": layer}), "one")
-    except BaseMismatch:
-        assert not lora.plain(layer)
+    model = nn.ModuleDict({"one": nn.Conv2d(4, 4, 3, padding=1, **options)})
+    if options.keys() & {"groups", "dilation", "padding_mode"}:
+        with pytest.raises(BaseMismatch):
+            innermost(model, "one")
+        with pytest.raises(RecipeError, match="matches one, which is Conv2d"):
+            lora.check(model, "one")
     else:
-        assert lora.plain(layer)
+        assert innermost(model, "one") is model["one"]
+        lora.check(model, "one")
 
 
 def test_what_is_not_finite_is_not_written(tmp_path, family, pipe):

@@ -1,17 +1,22 @@
 """Two patches on the same seeds: each as it is alone, pair by pair, and the pipeline as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import make_recipe
 
 from hotfix import page
+from hotfix.case import prepare
 from hotfix.comparing import compare
 from hotfix.demo import fingerprint
+from hotfix.denoiser import Denoiser
 from hotfix.describe import beside
-from hotfix.errors import BaseMismatch, StackError
+from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.interfering import interference
 from hotfix.intervals import Rate
 from hotfix.page import Gallery
+from hotfix.paired import MustStay
 from hotfix.report import PatchRef
 from hotfix.stack import Stack, applied
 from hotfix.together import Compared, Comparison
@@ -32,6 +37,20 @@ def test_each_has_the_numbers_that_it_has_in_a_stack(tmp_path, family, pipe, pat
     assert fingerprint(pipe) == original and not applied(pipe)
     for one in found.patches:
         assert f"{one.patch.name} 1.0.0" in beside(found)
+
+
+def test_few_captions_of_what_must_stay_are_drawn_several_times(tmp_path, pipe, family, patches):
+    recipe = make_recipe(tmp_path, family)
+    found = compare(pipe, recipe, *patches[:2], n=2)
+    assert found.n == recipe.retain.size and found.farther is not None
+
+
+def test_where_everything_that_must_stay_is_the_target_it_says_so(tmp_path, family, pipe):
+    denoiser = Denoiser(pipe, (recipe := make_recipe(tmp_path, family)).base.call)
+    case = prepare(recipe, denoiser)
+    all_alike = replace(case, targets=tuple(replace(target, tau=-1e9) for target in case.targets))
+    with pytest.raises(HotfixError, match="all 16 drawings of what must stay are the target"):
+        MustStay.of(denoiser, [all_alike], 0)
 
 
 def test_recipes_of_different_calls_are_not_measured_with_one_of_them(tmp_path, family, pipe, patches):

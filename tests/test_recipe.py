@@ -105,6 +105,13 @@ def test_a_new_recipe_loads_and_says_what_the_defaults_are(tmp_path):
         assert loaded[section] == default[section]
 
 
+@pytest.mark.parametrize("name", ["My Patch", "faces_42", "-faces", ""])
+def test_a_name_that_no_patch_may_have_is_shown_with_what_a_name_is(name, tmp_path):
+    with pytest.raises(RecipeError, match=f"wanted small letters and digits.*found {name!r}"):
+        start(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_overwritten_by_new(tmp_path):
     start("my-patch", tmp_path)
     with pytest.raises(RecipeError, match="there already"):
