@@ -36,9 +36,21 @@ def cosine(embed: Embedder, target: Picture) -> Similarity:
     """Cosine similarity of embeddings to the target's, in [-1, 1]; `UNDETECTED` where the network finds nothing.
 
     Raises:
-        RecipeError: it finds nothing in the target.
+        RecipeError: it takes no such pictures, makes no embeddings of them, or finds nothing in the target.
     """
-    wanted = embed(target[None])
+    try:
+        wanted = embed(target[None])
+    except Exception as error:  # TorchScript's and onnxruntime's have no root in common
+        hint = "similarity.size is the side of the squares that it takes"
+        why = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise RecipeError(f"the network of [similarity] takes no such pictures: {why[0]}", hint=hint) from error
+    if wanted.ndim != 2 or len(wanted) != 1:
+        shape = tuple(wanted.shape)
+        raise RecipeError(
+            f"the network of [similarity] makes {shape} of one picture",
+            wanted="one row, its embedding",
+            hint="of feature maps, pooled ones",
+        )
     if wanted.isnan().any():
         raise RecipeError(
             "the network of [similarity] finds nothing in a forget picture",

@@ -67,6 +67,25 @@ def test_targets_are_recognised_by_the_network_of_the_recipe(tmp_path, kind, req
     assert "/" not in recipe.public()["similarity"]["path"]
 
 
+@pytest.mark.parametrize(
+    ("layers", "words", "hint"),
+    [
+        (
+            [nn.Flatten(), nn.Linear(3 * 16 * 16, 4)],
+            "takes no such pictures: .*shapes cannot be multiplied",
+            "similarity.size",
+        ),
+        ([nn.Conv2d(3, 4, 3)], r"makes \(1, 4, 22, 22\) of one picture; wanted one row", "pooled"),
+    ],
+)
+def test_a_network_of_other_pictures_or_of_no_embeddings_is_refused_before_training(tmp_path, layers, words, hint):
+    torch.jit.script(nn.Sequential(*layers)).save(str(tmp_path / "other.ts"))
+    recipe = recipe_with(tmp_path, {"kind": "face", "path": "other.ts", "size": 24})
+    with pytest.raises(RecipeError, match=words) as found:
+        prepare(recipe, Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))
+    assert hint in str(found.value.hint)
+
+
 def test_pixels_reach_a_torchscript_network_as_the_recipe_says(tmp_path):
     torch.jit.script(nn.Flatten()).save(str(tmp_path / "as-is.ts"))
     embed = embedding.fed(embedding.network(tmp_path / "as-is.ts"), 16, (0.0,), (1 / 255,))
