@@ -29,7 +29,7 @@ def samplings(denoiser: Denoiser, case: Case, target: Target, n: int, seed: int)
     More steps than the schedule has levels are none.
     """
     call, most = dict(denoiser.call), denoiser.pipe.scheduler.config.num_train_timesteps
-    steps = int(call.get("num_inference_steps", production.usual(denoiser.pipe, "num_inference_steps")))
+    steps = production.steps(denoiser.pipe, call)
     ways = [call | {"num_inference_steps": some} for some in (max(1, steps // 2), min(2 * steps, most))]
     plain = FAMILIES[denoiser.family].plain  # where guidance counts from
     if plain is not None and denoiser.guidance != 1:

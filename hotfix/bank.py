@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hotfix import pictures
+from hotfix import pictures, production
 from hotfix.denoiser import Denoiser
 from hotfix.errors import ForgetConflict, RecipeError
 from hotfix.pipeline import prompts as known_prompts
@@ -58,7 +58,7 @@ def drawn_captions(recipe: Recipe, denoiser: Denoiser) -> list[str]:
 
 def bank_steps(denoiser: Denoiser) -> int:
     """Denoising steps of a retain picture, and where drift is looked at: the production call's, up to a limit."""
-    return min(STEPS, int(denoiser.call.get("num_inference_steps", STEPS)))
+    return min(STEPS, production.steps(denoiser.pipe, denoiser.call))
 
 
 def bank_pictures(recipe: Recipe, denoiser: Denoiser) -> Pictures:

@@ -21,6 +21,11 @@ def usual(pipe: Any, argument: str) -> Any:
     return inspect.signature(pipe.__call__).parameters[argument].default
 
 
+def steps(pipe: Any, call: Mapping[str, Any]) -> int:
+    """Denoising steps of a production call."""
+    return int(call.get("num_inference_steps", usual(pipe, "num_inference_steps")))
+
+
 def said(call: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The call for so many captions: some pipelines want as many negative prompts beside them."""
     negative = {

@@ -10,6 +10,7 @@ import torch
 from conftest import make_recipe
 
 from hotfix import attack_noise
+from hotfix.bank import bank_steps
 from hotfix.building import build
 from hotfix.denoiser import Denoiser
 from hotfix.errors import RecipeError
@@ -124,3 +125,10 @@ def test_other_samplings_are_half_and_twice_of_what_the_pipeline_does(monkeypatc
     attack_noise.samplings(Denoiser(pico.FAMILIES[family](), call), case, None, 4, 0)
     assert [way["num_inference_steps"] for way in ways[:2]] == steps
     assert [way["guidance_scale"] for way in ways[2:]] == scales
+
+
+@pytest.mark.parametrize(
+    ("family", "call", "steps"), [("sana", {}, 20), ("sd15", {}, 25), ("sd15", {"num_inference_steps": 8}, 8)]
+)
+def test_what_must_stay_is_drawn_in_the_steps_of_the_production_call_up_to_a_limit(family, call, steps):
+    assert bank_steps(Denoiser(pico.FAMILIES[family](), call)) == steps
