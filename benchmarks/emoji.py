@@ -1,7 +1,9 @@
 """The numbers of the emoji patch: 1,000 pictures without a prompt from the base, the patched base and the gold model.
 
-    python examples/bases/emoji.py emoji-gold --without JACK-O-LANTERN
-    python benchmarks/emoji.py --gold emoji-gold [-o benchmarks/emoji.json] [--n 1000]
+    python benchmarks/emoji.py [-o benchmarks/emoji.json] [--n 1000]
+    python examples/bases/emoji.py emoji-gold --without JACK-O-LANTERN && python benchmarks/emoji.py --gold emoji-gold
+
+No patch enters what the base and the gold model draw: without `--gold` the gold model's numbers stay as they are.
 
 The gold model never saw the memorised picture: it says what a model would draw if the picture had never been there. A
 drawing is the memorised picture when that is the nearest of all 1,024 real emoji and closer than the threshold tau,
@@ -30,6 +32,7 @@ from hotfix.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 PATCH = ROOT / "patches" / "jack-o-lantern"
+LAST = ROOT / "benchmarks" / "emoji.json"
 SEED = 100_000
 
 sys.path.insert(0, str(ROOT / "examples" / "bases"))
@@ -52,6 +55,9 @@ class Test:
     def memorised(self, drawn):
         return (nearest(drawn, self.real) == self.row) & (self.similarity(drawn) >= self.tau)
 
+    def most(self, drawn):
+        return round(float(self.similarity(drawn).max()), 4)
+
 
 def once(file, draw):
     """Draw, or take what an earlier run left in `--work`: a thousand pictures take minutes."""
@@ -63,6 +69,10 @@ def once(file, draw):
     return load_file(file)["drawn"]
 
 
+def today():
+    return datetime.now(UTC).strftime("%Y-%m-%d")
+
+
 def drift(one, other, hits):
     a, b = ((x[~hits] + 1) / 2 for x in (one, other))
     return {
@@ -72,9 +82,16 @@ def drift(one, other, hits):
     }
 
 
+def measured(test, gold, base, hits):
+    """What a gold model draws, beside the base's own drawings and which of those are the memorised picture."""
+    own = test.memorised(gold)
+    about = {"date": today(), "torch": torch.__version__, "k": int(own.sum()), "most similar drawing": test.most(gold)}
+    return about | {"drift": drift(base, gold, hits | own)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gold", type=Path, required=True)
+    parser.add_argument("--gold", type=Path, help="a folder; without it, the numbers of the last gold model stay")
     parser.add_argument("--base", default="hotfix:emoji")
     parser.add_argument("--patch", type=Path, default=next(PATCH.glob("*.safetensors"), None))
     parser.add_argument("--n", type=int, default=1000)
@@ -95,28 +112,30 @@ def main() -> None:
         with Stack.of(patch).on(base.pipe):
             return base.draw([], seeds)
 
-    drawn = {
-        "base": once(kept("base"), lambda: base.draw([], seeds)),
-        "patched": once(kept(patch.id[7:19]), patched),
-        "gold": once(kept("gold"), lambda: Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds)),
-    }
+    settings = {"n": args.n, "call": dict(call), "test": {"null": round(test.null, 4), "tau": round(test.tau, 4)}}
+    last = json.loads(LAST.read_text())
+    if not args.gold and any(last[key] != settings[key] for key in settings):
+        parser.error(f"{LAST} was measured otherwise: train a gold model, and name it with --gold")
+    drawn = {"base": once(kept("base"), lambda: base.draw([], seeds)), "patched": once(kept(patch.id[7:19]), patched)}
     hits = {name: test.memorised(x) for name, x in drawn.items()}
-    rates = {name: Rate.of(int(hit.sum()), args.n) for name, hit in hits.items()}
+    gold = last["gold"]
+    if args.gold:
+        twin = once(kept("gold"), lambda: Denoiser(load_pipeline(str(args.gold)), call).draw([], seeds))
+        gold = measured(test, twin, drawn["base"], hits["base"])
+    rates = {name: Rate.of(int(hit.sum()), args.n) for name, hit in hits.items()} | {"gold": Rate.of(gold["k"], args.n)}
     share = rates["patched"].k / args.n
-    patched, gold = (drift(drawn["base"], drawn[x], hits["base"] | hits[x]) for x in ("patched", "gold"))
+    moved = drift(drawn["base"], drawn["patched"], hits["base"] | hits["patched"])
     result = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": today(),
         "torch": torch.__version__,
         "patch": patch.id,
-        "n": args.n,
-        "call": dict(call),
-        "test": {"null": round(test.null, 4), "tau": round(test.tau, 4)},
+        **settings,
         "the memorised picture": {name: str(rate) for name, rate in rates.items()},
-        "most similar drawing": {name: round(float(test.similarity(x).max()), 4) for name, x in drawn.items()},
+        "most similar drawing": {name: test.most(x) for name, x in drawn.items()},
         "patched rate within gold's 95% interval": rates["gold"].low <= share <= rates["gold"].high,
-        "drift, base to patched": patched,
-        "drift, base to gold": gold,
-        "share of gold's drift": {key: round(patched[key] / gold[key], 3) for key in ("rmse", "1 - ssim")},
+        "drift, base to patched": moved,
+        "share of gold's drift": {key: round(moved[key] / gold["drift"][key], 3) for key in ("rmse", "1 - ssim")},
+        "gold": gold,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
