@@ -8,7 +8,7 @@ reaches it (docs/stack.md compares the alternatives).
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import count
-from typing import Self
+from typing import Any, Self
 from weakref import WeakValueDictionary
 
 import torch
@@ -51,6 +51,18 @@ class Beside:
         low = F.linear(x, a)
         return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b).view_as(out)
 
+    def backward(self, x: Tensor, grad: Tensor) -> Tensor:
+        """What comes back to `x` through the effect, for `grad` of the layer's output."""
+        product = self.board.now().layers.get(self.layer)
+        if product is None:
+            return torch.zeros_like(x)
+        a, b = product.on(x.device, grad.dtype)
+        if isinstance(self.layer, nn.Conv2d):
+            here = self.layer.stride, self.layer.padding
+            low = torch.nn.grad.conv2d_input((len(x), len(a), *grad.shape[2:]), b, grad)
+            return torch.nn.grad.conv2d_input(x.shape, a, low, *here).to(x.dtype)
+        return F.linear(F.linear(grad, b), a.T).to(x.dtype)
+
     def __deepcopy__(self, memo: dict) -> Self:
         """A copy of a model has hooks with numbers of their own."""
         return type(self)(deepcopy(self.layer, memo), deepcopy(self.board, memo))
@@ -67,6 +79,31 @@ def _effect(x: Tensor, out: Tensor, number: Tensor) -> Tensor:
 @_effect.register_fake
 def _(x: Tensor, out: Tensor, number: Tensor) -> Tensor:
     return torch.empty_like(out)
+
+
+@torch.library.custom_op("hotfix::beside_backward", mutates_args=())
+def _backward(x: Tensor, grad: Tensor, number: Tensor) -> Tensor:
+    """What comes back to `x` through the effect, as opaque to a graph as the effect itself."""
+    hook = _hooks.get(int(number))
+    return torch.zeros_like(x) if hook is None else hook.backward(x, grad)
+
+
+@_backward.register_fake
+def _(x: Tensor, grad: Tensor, number: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _noted(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    x, _, number = inputs
+    ctx.save_for_backward(x, number)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    x, number = ctx.saved_tensors
+    return _backward(x, grad, number) if ctx.needs_input_grad[0] else None, grad, None
+
+
+_effect.register_autograd(_gradients, setup_context=_noted)
 
 
 def innermost(model: nn.Module, name: str) -> nn.Linear | nn.Conv2d:

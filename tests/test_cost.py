@@ -8,6 +8,7 @@ import pico
 import pytest
 import torch
 from conftest import make_recipe
+from patching import random_patch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotfix import building, cost, denoiser, membership, offload, trial
@@ -307,16 +308,29 @@ def graphs(noted):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_a_build_through_compiled_blocks_is_the_build_and_leaves_none_compiled(tmp_path, graphs, family):
+@pytest.mark.parametrize(("family", "over"), [("sd3", False), ("flux", False), ("sd3", True)])
+def test_a_build_through_compiled_blocks_is_the_build_and_leaves_none_compiled(tmp_path, graphs, family, over):
     recipe, pipe = make_recipe(tmp_path, family), pico.FAMILIES[family]()
     quick = recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": "noting"})})
-    one = build(recipe, pipe)
+    stack = Stack.of(*([random_patch(pipe, "below", 1, size=0.01)] if over else []))
+    one = build(recipe, pipe, stack=stack)
     assert not graphs
-    state, other = fingerprint(pipe), build(quick, pipe)
+    state, other = fingerprint(pipe), build(quick, pipe, stack=stack)
     assert graphs and fingerprint(pipe) == state
     torch.testing.assert_close(dict(other.tensors), dict(one.tensors), rtol=1e-4, atol=1e-7)
     assert all(part._compiled_call_impl is None for part in Denoiser(pipe, recipe.base.call).model.modules())
+
+
+def test_gradients_through_a_compiled_patched_network_are_those_without_a_compiler(graphs):
+    pipe = pico.ddpm()
+    x = torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = {}
+    with Stack.of(random_patch(pipe, "convolutions-and-matrices", 1)).on(pipe):
+        for name, net in {"plain": pipe.unet, "compiled": torch.compile(pipe.unet, backend="noting")}.items():
+            out = net(x, torch.tensor([3, 7])).sample
+            found[name] = torch.autograd.grad(out.square().mean(), x)[0]
+    assert graphs and found["plain"].norm() > 0
+    torch.testing.assert_close(found["compiled"], found["plain"], rtol=1e-4, atol=1e-7)
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_the_pipeline_as_it_was(tmp_path):
