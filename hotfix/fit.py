@@ -28,6 +28,6 @@ def misfit(
         return None
     hint = "load the base that the patch names, or build the patch again for this one"
     if apart <= RELATED:
-        hint = f"{hint}; --allow-related-base (allow_related_base) takes it as it is, unmeasured"
+        hint = f"{hint}; `hotfix apply --allow-related-base` and `Stack.apply` take it as it is, unmeasured"
     kind = "are like those, but differ" if apart <= RELATED else "are others"
     return BaseMismatch(f"{me} was made for {base.repo}; these weights {kind} (sketch {apart:.3f} > {SAME})", hint=hint)
