@@ -51,10 +51,11 @@ def import_(
     console.quiet_libraries()
     from hotfix.export import write
     from hotfix.importing import check, wrap
+    from hotfix.pipeline import named
 
     check(file, name, version)
     note = ledger.notes(Path(lock.LOCK))
-    repo, _, commit = base.partition("@")
+    repo, commit = named(base)
     made = wrap(file, pipeline_of(base), name, version, repo=repo, commit=commit, request=request)
     (path,) = write({f"{made.name}-{made.version}.safetensors": made.dump()}, out)
     console.data({"path": str(path), "id": made.id}, str(path), json)

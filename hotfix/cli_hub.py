@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from hotfix import console, ledger, lock
-from hotfix.errors import HubError
+from hotfix.errors import HubError, printable
 from hotfix.options import Json, Lock, Out, Parameter
 
 
@@ -81,7 +81,7 @@ def list_lines(org: str, *, base: str = "", json: Json = False) -> None:
         else f"{one.repo}  no version yet"
         for one in found
     ]
-    console.data([asdict(one) for one in found], "\n".join(text) or "no patch lines", json)
+    console.data([asdict(one) for one in found], "\n".join(map(printable, text)) or "no patch lines", json)
 
 
 def outdated(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
@@ -100,7 +100,7 @@ def outdated(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
     ]
     unread = list(dict.fromkeys(words for one in found for words in one.unread))
     text += [f"BAD  {words}" for words in unread]
-    console.data([asdict(one) for one in found], "\n".join(text) or "nothing newer", json)
+    console.data([asdict(one) for one in found], "\n".join(map(printable, text)) or "nothing newer", json)
     if unread:
         words = f"{len(unread)} of their patch lines cannot be read, and may supersede what is locked"
         raise HubError(words, hint="the same command again; where that does not help, ask who published it")

@@ -5,8 +5,7 @@ from typing import Annotated
 
 from hotfix import chain, console, ledger, lock
 from hotfix.chain import Entry, Ref
-from hotfix.describe import printable
-from hotfix.errors import HotfixError, LedgerError
+from hotfix.errors import HotfixError, LedgerError, printable
 from hotfix.options import Json, Lock, Parameter
 
 

@@ -88,7 +88,7 @@ def _watch(server: str, lock_file: Path, way: "Way", every: float, json: bool) -
             _once(server, lock_file, way, json, quiet=True)
             said = ""
         except HotfixError as error:
-            words = f"error: {error}\n\nhint: {error.hint}"
+            words = console.sentence(error)
             if words != said:
                 console.say(words)
             said = words

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hotfix import cost
-from hotfix.errors import HotfixError, joined
+from hotfix.errors import HotfixError, joined, printable
 
 OVER_BUDGET = 3
 
@@ -39,7 +39,7 @@ def each(
             bad.append(error)
             found.append({**facts, "ok": False, "error": str(error)})
     lines = [
-        "  ".join(["ok " if row["ok"] else "BAD", *(row[key] for key in row if key not in ("ok", "error"))])
+        "  ".join(["ok " if row["ok"] else "BAD", *(printable(row[key]) for key in row if key not in ("ok", "error"))])
         for row in found
     ]
     data(found, "\n".join(lines) or empty, as_json)
@@ -52,11 +52,14 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
+def sentence(error: HotfixError) -> str:
+    """An error for people: what is wrong, a blank line, and what to do next."""
+    return f"error: {printable(str(error))}" + (f"\n\nhint: {printable(error.hint)}" if error.hint else "")
+
+
 def fail(error: HotfixError) -> NoReturn:
     """Print the sentence, a blank line and the hint, and leave with exit code 1."""
-    say(f"error: {error}")
-    if error.hint:
-        say(f"\nhint: {error.hint}")
+    say(sentence(error))
     raise SystemExit(1)
 
 

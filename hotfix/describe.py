@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hotfix.cost import gib
+from hotfix.errors import printable
 from hotfix.patch import Outline, Patch
 
 if TYPE_CHECKING:
@@ -52,11 +53,6 @@ def describe(patch: Patch | Outline, measured: str = "") -> str:
         *([UNREAD] if isinstance(patch, Outline) else []),
     ]
     return "\n".join([*(f"{key:<12} {printable(value)}" for key, value in rows.items() if value), "", *last])
-
-
-def printable(text: str) -> str:
-    """Words of others on one line, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _measured(scope: "Scope | None") -> str:

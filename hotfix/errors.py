@@ -84,6 +84,11 @@ class SaveError(HotfixError):
     """A file could not be written."""
 
 
+def printable(text: str) -> str:
+    """Words of others on one line, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def joined(problems: Sequence[HotfixError], kind: type[HotfixError]) -> HotfixError:
     """Several problems as one error: every sentence, and every hint once."""
     hints = dict.fromkeys(problem.hint for problem in problems if problem.hint)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hotfix.errors import PatchFormatError, UnsupportedSchema
-from hotfix.recipe import PatchName, PatchRequirement, PatchVersion
+from hotfix.recipe import PatchName, PatchRequirement, PatchVersion, Revision
 
 SCHEMA_VERSION = 1
 # The first release that reads each schema: what an older hotfix tells its user to install.
@@ -31,7 +31,7 @@ class BaseIdentity(_Part):
     """
 
     repo: str
-    commit: str = ""
+    commit: Revision = ""
     pipeline_class: str
     component: str
     component_class: str

@@ -31,9 +31,9 @@ def pipeline_of(
     """
     console.quiet_libraries()
     from hotfix import processes
-    from hotfix.pipeline import load_pipeline
+    from hotfix.pipeline import load_pipeline, named
 
-    name, _, revision = source.partition("@")
+    name, revision = named(source)
     wanted = like.model_copy(update={"pipeline": name, "revision": revision}) if like else name
     return load_pipeline(wanted, revision=revision, device=processes.device() if draws else "cpu", split=split)
 

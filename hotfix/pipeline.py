@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 BUNDLED = "hotfix:"
+LOCAL = (".", "/", "~")  # how what can only be a path begins
+
+
+def named(text: str) -> tuple[str, str]:
+    """Take `HUB/ID@COMMIT` apart: a pipeline and its revision. The name of a folder may have an @ in it."""
+    if Path(text).exists() or text.startswith(LOCAL):
+        return text, ""
+    name, _, revision = text.partition("@")
+    return name, revision
 
 
 def folder(source: str) -> Path | None:
@@ -28,7 +37,7 @@ def folder(source: str) -> Path | None:
             raise HotfixError(f"there is no bundled base {source!r}", wanted=known, hint="or name a folder or a Hub id")
         return path
     path = Path(source)
-    if path.exists() or source.startswith((".", "/", "~")):
+    if path.exists() or source.startswith(LOCAL):
         if not (path / "model_index.json").is_file():
             raise HotfixError(
                 f"{source} holds no model_index.json",
@@ -43,14 +52,18 @@ def locate(source: str, revision: str = "") -> Path | None:
     """The local folder of a pipeline, or None for a Hub id at a commit. Imports no torch.
 
     Raises:
-        HotfixError: nothing there, or a Hub id without a commit.
+        HotfixError: nothing there, a Hub id without a commit, or a commit of what is not on the Hub.
     """
     local = folder(source)
-    if local is None and not revision:
+    if local is None and not hub.COMMIT.fullmatch(revision):
         raise HotfixError(
-            f"{source!r} is no folder here, and as a Hub id it needs a commit",
-            hint="set base.revision to the 40 hex digits of a commit: branches move",
+            f"{source!r} is no folder here, and as a Hub id it needs a commit"
+            + (f", not {revision!r}" if revision else ""),
+            hint=f"the 40 hex digits of a commit, as base.revision or {source}@COMMIT: branches move",
         )
+    if local is not None and revision:
+        hint = "leave the revision out; of the Hub's, name it where no folder has that name"
+        raise HotfixError(f"{source} is on this machine, and has no revision {revision!r}", hint=hint)
     return local
 
 

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from hotfix import metrics
 from hotfix.ask import MAKE_TOKEN, as_sent, loopback
-from hotfix.errors import HotfixError, LedgerError, SaveError
+from hotfix.errors import HotfixError, LedgerError, SaveError, printable
 from hotfix.guard import noted, snapshot_id
 from hotfix.live import NOTHING, Live, Refused
 from hotfix.stack import applied
@@ -216,4 +216,4 @@ async def _body(receive: Receive) -> bytes:
 
 def _line(words: str) -> str:
     """One line, and not a long one, whatever a lock holds."""
-    return "".join(letter if letter.isprintable() else " " for letter in words)[:500]
+    return printable(words)[:500]

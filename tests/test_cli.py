@@ -17,7 +17,11 @@ from conftest import interruptible, picture
 from safetensors.torch import save_file
 
 from hotfix import scoring
-from hotfix.pipeline import load_pipeline
+from hotfix.errors import HotfixError
+from hotfix.options import pipeline_of
+from hotfix.patch import Patch
+from hotfix.pipeline import load_pipeline, named
+from hotfix.published import Line
 from hotfix.stack import Stack
 
 HOTFIX = Path(sys.executable).with_name("hotfix")
@@ -116,8 +120,6 @@ def test_from_recipe_to_patched_copy_and_back(project, base, inline):
     assert json.loads(hotfix("status", "--json", cwd=project).stdout)[0]["id"] == shown["id"]
     assert hotfix("apply", base, "-o", "patched", cwd=project).returncode == 0
     folded, beside = load_pipeline(str(project / "patched")), load_pipeline(str(base))
-    from hotfix.patch import Patch
-
     x = torch.randn(2, 3, 8, 8)
     bare = beside.unet(x, 500).sample
     Stack.of(Patch.load(project / patch)).apply(beside)
@@ -242,6 +244,38 @@ def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind, inline):
     for verb in ("show", "verify", "add"):
         assert_one_sentence(run(verb, path, cwd=tmp_path), words[kind])
     assert not (tmp_path / "hotfix.lock").exists()
+
+
+FORGED = "\x1b[2K\nok   evil.safetensors  signed: root"
+
+
+def test_no_words_of_a_patch_reach_the_terminal_raw(tmp_path, base, shop, inline, monkeypatch):
+    """Neither as an error of its own, nor in a row, nor in a list of what others have published."""
+    good = Patch.load(next(shop.glob("*.safetensors")))
+    said = good.manifest.base.model_copy(update={"repo": f"acme{FORGED}"})
+    bad = Patch(good.manifest.model_copy(update={"base": said}).text(), good.entries).save(tmp_path)
+    done = inline("verify", bad, "--base", base, cwd=tmp_path)
+    row = Line("acme/face", ("1.0.0",), "1.0.0", "face", f"acme{FORGED}", (f"mouth{FORGED}",))
+    monkeypatch.setattr("hotfix.published.lines", lambda *_: [row, Line("acme/b", problem=f"bad{FORGED}")])
+    (tmp_path / f"a{FORGED}").write_bytes(b"nothing")
+    listed, verified = inline("list", "acme"), inline("verify", tmp_path / f"a{FORGED}", cwd=tmp_path)
+    assert_one_sentence(done, "was made for acme [2K ok   evil.safetensors  signed: root")
+    for out, lines in ((done.stdout, 1), (done.stderr, 3), (listed.stdout, 2), (verified.stdout, 1)):
+        assert "\x1b" not in out and len(out.splitlines()) == lines
+
+
+def test_what_follows_an_at_is_a_commit_and_of_the_hub(tmp_path, monkeypatch):
+    for source in ("acme/base@main", f"acme/base@{'a' * 41}", "acme/base@", "acme/base"):
+        with pytest.raises(HotfixError, match="as a Hub id it needs a commit"):
+            pipeline_of(source)
+    with pytest.raises(HotfixError, match="has no revision 'main'"):
+        pipeline_of("hotfix:flags@main")
+    pico.ddpm().save_pretrained(tmp_path / f"mine@{'b' * 40}")
+    monkeypatch.chdir(tmp_path)
+    assert str(pipeline_of(f"mine@{'b' * 40}").config["_name_or_path"]) == f"mine@{'b' * 40}"
+    assert named(str(tmp_path / "no@folder")) == (str(tmp_path / "no@folder"), "")
+    with pytest.raises(HotfixError, match="has no revision"):
+        load_pipeline(f"mine@{'b' * 40}", revision="c" * 40)
 
 
 def test_verify_names_the_bad_one_among_good_ones(tmp_path, shop):
