@@ -19,6 +19,7 @@ from hotfix.errors import PatchFormatError, SaveError
 
 ALIGNMENT = 64  # bytes: a memory-mapped tensor then computes the same last bits as a copied one
 MAX_HEADER, MAX_FILE = 1 << 20, 1 << 30  # bytes
+MAX_SHAPE = 8  # numbers: two more than any tensor of a diffusers model has
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 NOT_A_PATCH = "a patch is one .safetensors file; nothing else is ever read, least of all a pickle"
 
@@ -83,7 +84,7 @@ def parse(raw: bytes, name: str) -> tuple[dict[str, str], dict[str, Entry]]:
             hint=f"{NOT_A_PATCH}; if this one was downloaded, it may be cut off",
         )
     try:
-        header = json.loads(raw[8 : 8 + length], object_pairs_hook=_no_duplicates)
+        header = json.loads(raw[8 : 8 + length], object_pairs_hook=no_duplicates)
     except (ValueError, RecursionError) as error:
         raise _broken(name, error) from error
     body = memoryview(raw)[8 + length :]
@@ -99,7 +100,7 @@ def layout(header: Any, name: str, length: int = MAX_FILE) -> tuple[dict[str, st
         metadata = header.get("__metadata__", {})
         spans = {key: _span(value) for key, value in header.items() if key != "__metadata__"}
         json.dumps([metadata, *spans], ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _broken(name, error) from error
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise PatchFormatError(f"{name}: the metadata is not a map of strings", hint=NOT_A_PATCH)
@@ -120,7 +121,8 @@ def _broken(name: str, error: Exception) -> PatchFormatError:
     return PatchFormatError(f"{name}: the safetensors header is broken ({error})", hint=NOT_A_PATCH)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, for `json.loads`. Raises ValueError for a key that stands there twice."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) != len(keys):
         raise ValueError("a key stands there twice")
@@ -131,8 +133,10 @@ def _span(value: Mapping[str, Any]) -> Span:
     dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if dtype not in ITEM_BYTES:
         raise ValueError(f"dtype {dtype}; a patch holds {', '.join(ITEM_BYTES)}")
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-        raise ValueError("shapes and offsets are whole numbers")
+    if len(shape) > MAX_SHAPE or not all(
+        type(number) is int and 0 <= number <= MAX_FILE for number in (*shape, begin, end)
+    ):
+        raise ValueError(f"shapes, of at most {MAX_SHAPE}, and offsets are whole numbers, at most {MAX_FILE}")
     return Span(dtype, shape, begin, end)
 
 

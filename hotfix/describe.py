@@ -1,6 +1,6 @@
 """A patch or a report in a few lines of text. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hotfix.cost import gib
@@ -39,7 +39,7 @@ def describe(patch: Patch | Outline, measured: str = "") -> str:
         "base": f"{m.base.repo}{f' at {m.base.commit}' if m.base.commit else ''} ({m.base.pipeline_class})",
         "acts on": f"{len(patch.layers)} layers of the {m.base.component}, {patch.size / 1000:.0f} kB",
         "targets": f"{count} picture{'s' if count > 1 else ''}, not in this file" if count else "",
-        "views": ", ".join(m.recipe.get("train", {}).get("augment", [])),
+        "views": _views(m.recipe),
         "measured at": _measured(m.scope),
         "request": m.request or "none stated",
         "requires": ", ".join(m.requires),
@@ -53,6 +53,13 @@ def describe(patch: Patch | Outline, measured: str = "") -> str:
         *([UNREAD] if isinstance(patch, Outline) else []),
     ]
     return "\n".join([*(f"{key:<12} {printable(value)}" for key, value in rows.items() if value), "", *last])
+
+
+def _views(recipe: Mapping[str, Any]) -> str:
+    """Of a recipe that may be of other tools, and may hold anything."""
+    train = recipe.get("train")
+    views = train.get("augment") if isinstance(train, dict) else None
+    return ", ".join(view for view in views if isinstance(view, str)) if isinstance(views, list) else ""
 
 
 def _measured(scope: "Scope | None") -> str:

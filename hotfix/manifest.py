@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hotfix.container import no_duplicates
 from hotfix.errors import PatchFormatError, UnsupportedSchema
 from hotfix.recipe import PatchName, PatchRequirement, PatchVersion, Revision
 
@@ -15,9 +16,16 @@ SCHEMA_VERSION = 1
 # The first release that reads each schema: what an older hotfix tells its user to install.
 READ_SINCE = {1: "0.1.0"}
 
+MAX_DEPTH = 128  # a recipe has five, and three more for every time that its patch was merged; pydantic writes 255
+
 AGAIN = "fetch the file again, or build the patch again"
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def _depth(value: object) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 class _Part(BaseModel):
@@ -84,13 +92,16 @@ class Manifest(_Part):
             PatchFormatError: not a manifest.
         """
         try:
-            data = json.loads(text)
-            json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
-            schema = data["schema_version"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise PatchFormatError(f"{name}: the manifest is not JSON with a schema_version", hint=AGAIN) from error
+            data = json.loads(text, object_pairs_hook=no_duplicates)
+            json.dumps(data, ensure_ascii=False, allow_nan=False).encode()  # half a surrogate pair is no text
+            if not isinstance(data, dict) or type(schema := data.get("schema_version")) is not int:
+                raise ValueError("it is no object with a whole schema_version")
+            if _depth(data) > MAX_DEPTH:
+                raise ValueError(f"it is more than {MAX_DEPTH} levels deep")
+        except (ValueError, RecursionError) as error:
+            raise PatchFormatError(f"{name}: the manifest is broken: {error}", hint=AGAIN) from error
         if schema != SCHEMA_VERSION:
-            needed = READ_SINCE.get(schema) if isinstance(schema, int) else None
+            needed = READ_SINCE.get(schema)
             raise UnsupportedSchema(
                 f"{name} has manifest schema {schema!r}",
                 wanted=f"schema {SCHEMA_VERSION}",

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field
 
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError
@@ -71,7 +73,7 @@ class Report(Part):
     null: float  # 99th percentile of strangers' similarity to the target
     tau: float  # from this similarity on, a picture counts as the target
     t_lo: float  # claims hold for noise levels from here on
-    replays: list[Replay]
+    replays: Annotated[list[Replay], Field(min_length=1)]
     diffusion: list[Diffusion]
     worst_noises: list[WorstNoise] = []
     retain: Retain
@@ -168,5 +170,5 @@ class Report(Part):
                     hint="install the hotfix that wrote it: its key `tool` says which",
                 )
             return cls.model_validate(found)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise HotfixError(f"{path} is not a hotfix report", hint="`hotfix score` writes one") from error

@@ -13,6 +13,7 @@ from safetensors.torch import save as stock_save
 from hotfix import container
 from hotfix.container import Entry
 from hotfix.errors import PatchFormatError, SaveError
+from hotfix.patch import Outline
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
@@ -101,6 +102,22 @@ def _span(begin, end):
 def test_what_a_canonical_writer_would_not_write_is_refused(raw, words):
     with pytest.raises(PatchFormatError, match=words):
         container.parse(raw, "file")
+
+
+@pytest.mark.parametrize("shape", [[10**4000, 10**4000], [1 << 30] * 500, [1 << 31], [1.0], [True]], ids=len)
+def test_a_shape_that_no_file_could_hold_is_refused_in_a_sentence(shape):
+    """Also where its product has more digits than Python writes out."""
+    header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}
+    with pytest.raises(PatchFormatError, match="whole numbers"):
+        container.parse(_file(json.dumps(header).encode(), b"1234"), "file")
+    with pytest.raises(PatchFormatError, match="whole numbers"):
+        Outline.of(header, "what a Hub says")
+
+
+@pytest.mark.parametrize("depth", [900, 985, 995, 2000, 100_000])
+def test_a_header_of_any_depth_is_refused_in_a_sentence(depth):
+    with pytest.raises(PatchFormatError):
+        container.parse(_file(b'{"__metadata__":{"a":' + b"[" * depth + b"]" * depth + b"}}"), "file")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from hotfix.patch import ID_KEY, MANIFEST_KEY, Patch
 from hotfix.sketch import LAYERS
 
 GOLDEN = Path(__file__).parent / "golden"
+REPORT = Path(__file__).parents[1] / "patches/mauritania-2017/report.json"
 
 
 @pytest.fixture
@@ -124,6 +125,63 @@ def test_a_sketch_of_more_layers_than_are_compared_is_refused(saved):
 
     with pytest.raises(PatchFormatError, match=f"base.sketch: .*at most {LAYERS} items"):
         Patch.load(rewritten(saved, change_metadata=more))
+
+
+def deep(levels):
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"name":', '"requires":["x>=9"],"name":', "twice"),
+        ('"recipe":{', '"recipe":{"a":1,"a":2,', "twice"),
+        ('"strength":', '"strength":NaN,"x":', "not JSON compliant"),
+        ('"recipe":{', '"recipe":{"a":1e999,', "not JSON compliant"),
+        ('"schema_version":1', '"schema_version":true', "whole schema_version"),
+        ('"schema_version":1', '"schema_version":1.0', "whole schema_version"),
+        ('"recipe":{', f'"recipe":{{"a":{deep(200)},', "levels deep"),
+        ('"recipe":{', f'"recipe":{{"a":{deep(900)},', ""),
+        ('"recipe":{', f'"recipe":{{"a":{deep(20_000)},', ""),
+        ('"commit":""', '"commit":"main"', "base.commit"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_manifest_that_readers_would_read_differently_is_refused(saved, tmp_path, inline, old, new, words):
+    def changed(metadata):
+        assert old in metadata[MANIFEST_KEY]
+        text = metadata[MANIFEST_KEY].replace(old, new, 1)
+        return metadata | {MANIFEST_KEY: text, ID_KEY: identity(text)}
+
+    done = inline("show", rewritten(saved, change_metadata=changed), cwd=tmp_path)
+    assert done.returncode == 1 and "the manifest is broken: " in done.stderr and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"train": 5}, {"train": {"augment": [1]}}, {"train": {"augment": 1}}, {"a": [[[]]]}]
+)
+def test_a_patch_whose_recipe_is_any_is_shown(patches, tmp_path, inline, recipe):
+    said = patches[0].manifest.model_copy(update={"recipe": recipe})
+    path = Patch(said.text(), patches[0].entries).save(tmp_path)
+    for words in (("show", path), ("show", path, "--json")):
+        done = inline(*words)
+        assert done.returncode == 0 and "views" not in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["sound", "empty", "deep"])
+def test_a_report_that_is_none_is_not_repeated(patches, tmp_path, inline, kind):
+    path, said = patches[0].save(tmp_path), json.loads(REPORT.read_text())
+    said["patches"][0]["id"] = patches[0].id
+    if kind == "empty":
+        said["replays"] = []
+    path.with_suffix(".report.json").write_text(deep(100_000) if kind == "deep" else json.dumps(said))
+    if kind == "sound":
+        assert "before the patch" in inline("show", path).stdout
+        return
+    done = inline("show", path)
+    assert done.returncode == 0 and "before the patch" not in done.stdout
+    done = inline("approve", path, cwd=tmp_path)
+    assert done.returncode == 1 and "is not a hotfix report" in done.stderr
 
 
 def test_show_obeys_no_words_of_a_patch(patches, tmp_path, inline):
