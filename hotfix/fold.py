@@ -8,7 +8,7 @@ nothing is ever subtracted. A folded model cannot be under two stacks at once: a
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkstemp
 
@@ -22,6 +22,7 @@ from hotfix.weights import dense, refuse_unwritable
 
 LEAST_SURVIVAL = 0.9  # of the change, measured after rounding to the dtype of the weights
 SAMPLE = 256  # numbers of each weight that are compared to see that nobody else wrote to it
+GIVE_UP = "undo that; or lose it: model.load_state_dict(model.state_dict()) brings back the base with the patches in it"
 
 
 def delta(a: Tensor, b: Tensor) -> Tensor:
@@ -163,8 +164,8 @@ class Kept:
     def foreign(self) -> set[nn.Module]:
         """Layers whose weights somebody else has written to, or has cast to where too little of the change is left."""
         lost, cast = set(), {}
-        for layer, sample in self.written.items():
-            now = _sample(layer.get_parameter("weight"))
+        there_now = _samples([layer.get_parameter("weight") for layer in self.written])
+        for (layer, sample), now in zip(self.written.items(), there_now, strict=True):
             if now.is_meta or not torch.equal(now, sample.to(now.dtype)):
                 lost.add(layer)
             elif now.dtype != sample.dtype:
@@ -177,11 +178,25 @@ class Kept:
         return lost
 
     def marks(self) -> list[tuple[int, torch.dtype]]:
-        """What changes when somebody writes to a weight or casts it; cheap enough to compare at every call."""
+        """What changes when somebody casts a weight, or writes to it but not through `.data`; cheap at every step."""
         return [((w := layer.weight)._version, w.dtype) for layer in self.written]
 
 
 def _sample(weight: Tensor) -> Tensor:
-    flat = weight.detach().flatten()
-    sample = flat[:: max(1, flat.numel() // SAMPLE)]
-    return sample if sample.is_meta else sample.cpu().clone()
+    (sample,) = _samples([weight])
+    return sample
+
+
+def _samples(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Of each weight, in host memory: one transfer for every device and dtype, because this is done for all at once."""
+    flat = [weight.detach().flatten() for weight in weights]
+    found = [one[:: max(1, one.numel() // SAMPLE)] for one in flat]
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, sample in enumerate(found):
+        if not sample.is_meta:
+            alike.setdefault((sample.device, sample.dtype), []).append(i)
+    for places in alike.values():
+        together = torch.cat([found[i] for i in places]).cpu()
+        for i, sample in zip(places, together.split([len(found[i]) for i in places]), strict=True):
+            found[i] = sample
+    return found

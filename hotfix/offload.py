@@ -30,6 +30,11 @@ def _group(part: nn.Module) -> Any:
     return next((one.group for one in moving if one is not None), None)
 
 
+def on_disk(part: nn.Module) -> bool:
+    """Whether diffusers keeps a network's weights in files: between its calls what is in memory is not they."""
+    return bool(getattr(_group(part), "offload_to_disk_path", None))
+
+
 def refuse_pieces(part: nn.Module) -> None:
     """Raise HotfixError where a network is moved in pieces: a gradient would not find the weights that it needs."""
     if _group(part) is not None or any(p.device.type == "meta" for p in part.parameters()):

@@ -1,13 +1,15 @@
 """Reach: is every patched layer of a model where it was, and asked when the model runs?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from hotfix import offload
 from hotfix.beside import Beside, hooks, innermost
 from hotfix.board import CHANGING, Board, Links
 from hotfix.errors import BaseMismatch, HostError
+from hotfix.fold import GIVE_UP, Kept
 from hotfix.snapshot import Snapshot
 
 BOARD = "_hotfix_board"
@@ -33,7 +35,9 @@ def current(model: nn.Module) -> Snapshot | None:
 
 def models(pipe: Any) -> dict[str, nn.Module]:
     """The networks of a pipeline by component, each inside whatever compilers have put around it."""
-    parts = getattr(pipe, "components", {})
+    parts = getattr(pipe, "components", None)
+    if not isinstance(parts, Mapping):
+        return {}
     return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
@@ -62,7 +66,8 @@ def check(model: nn.Module, *, step: bool = False) -> None:
     Args:
         model: may have something on.
         step: one of many in a generation, which is checked in full at its beginning and its end: half of the layers
-            now, the other half at the next step.
+            now, the other half at the next step. Of folded weights it sees that somebody wrote to them, but not through
+            `.data`, which leaves no mark: the numbers themselves are compared in full only.
 
     Raises:
         HostError: one is not, and the patches that it carries would be lost.
@@ -72,7 +77,7 @@ def check(model: nn.Module, *, step: bool = False) -> None:
         return
     if (links := found.links) is not None:
         found.turn = 1 - found.turn
-        if all(map(_hold, links[found.turn : found.turn + 1] if step else links)) and _marked(found):
+        if all(map(_hold, links[found.turn : found.turn + 1] if step else links)) and _marked(model, found, step):
             return
     with CHANGING:  # another thread may be at it
         if board(model) is found:
@@ -85,34 +90,43 @@ def _look(model: nn.Module, found: Board) -> None:
     lost = [factors for factors, layers in found.current.carried().values() if not there.issuperset(layers)]
     if lost:
         names = ", ".join(f"{factors.name} {factors.version}" for factors in lost)
+        if found.kept is not None and found.kept.foreign():
+            raise HostError(f"somebody else wrote to weights that {names} is folded into", hint=GIVE_UP)
         raise HostError(
             f"the {type(model).__name__} no longer asks every layer that {names} acts on",
-            hint="something replaced, fused or wrote to its layers; undo that, or take the patch off and on again",
+            hint="something replaced or fused its layers; undo that, or take the patch off and on again",
         )
     found.links = _links(model, [found.names[layer] for layer in there])
     found.marks = found.kept.marks() if found.kept is not None else []
 
 
-def _marked(found: Board) -> bool:
-    return found.kept is None or found.kept.marks() == found.marks
+def _same(model: nn.Module, kept: Kept) -> bool:
+    return not kept.foreign() or offload.on_disk(model)  # from where the folded weights come back
+
+
+def _marked(model: nn.Module, found: Board, step: bool) -> bool:
+    return found.kept is None or (found.kept.marks() == found.marks and (step or _same(model, found.kept)))
 
 
 def _links(model: nn.Module, names: Sequence[str]) -> list[Links]:
-    """How every patched layer is reached, in two halves."""
+    """How every patched layer is reached, in two halves; and that the dictionaries are still where they were."""
     seen: dict[tuple[int, Any], tuple[dict, Any]] = {}
+    places: dict[tuple[int, Any], tuple[dict, Any]] = {}
     for name in names:
         at, words = model, name.split(".")
         while words or "base_layer" in at._modules:
             word = words.pop(0) if words else "base_layer"
             seen[id(at._modules), word] = (at._modules, word)
+            places[id(at), "_modules"] = (at.__dict__, "_modules")
             if FUSED in at.__dict__:
                 seen[id(at.__dict__), FUSED] = (at.__dict__, FUSED)
             at = at._modules[word]  # type: ignore[assignment]
+        places[id(at), "_forward_hooks"] = (at.__dict__, "_forward_hooks")
         for key, there in at._forward_hooks.items():
             if isinstance(there, Beside):
                 seen[id(at._forward_hooks), key] = (at._forward_hooks, key)
-    halves = [list(seen.values())[i::2] for i in (0, 1)]
-    return [([d for d, _ in half], [key for _, key in half], [d.get(key) for d, key in half]) for half in halves]
+    parts = [*(list(seen.values())[i::2] for i in (0, 1)), list(places.values())]
+    return [([d for d, _ in part], [key for _, key in part], [d.get(key) for d, key in part]) for part in parts]
 
 
 def _hold(links: Links) -> bool:

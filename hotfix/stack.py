@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from hotfix import beside, lock, reach, relations, weights
+from hotfix import beside, lock, offload, reach, relations, weights
 from hotfix.board import Board
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
 from hotfix.fit import misfit
@@ -214,7 +214,7 @@ def _switch(pipe: Any, decide: Callable[[], Change], allow_related: bool = False
 
 
 def applied(pipe: Any) -> tuple[Applied, ...]:
-    """The patches that act on a pipeline, in order, read from the pipeline itself."""
+    """The patches that act on a pipeline, read from itself: component by component, in order on each."""
     return _found(pipe, Board.now)
 
 
@@ -253,9 +253,11 @@ def base_problem(
     prefix = f"{base.component}."
     try:
         shapes = {layer: weights.shape(beside.innermost(model, layer.removeprefix(prefix))) for layer in patch.layers}
+        if offload.on_disk(model):
+            raise BaseMismatch("the weights are not in memory", hint="put patches on before the pipeline is offloaded")
         apart = apart_from_base(patch, model, sketched)
     except BaseMismatch as error:
-        return BaseMismatch(f"{me}: {error}", hint=hint)
+        return BaseMismatch(f"{me}: {error}", hint=f"{error.hint}; {hint}")
     return misfit(patch, shapes, apart, allow_related)
 
 

@@ -1,5 +1,6 @@
 """Switch: make other snapshots current, on all models of a pipeline at once or on none."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from hotfix.board import CHANGING, Board
 from hotfix.errors import HostError
-from hotfix.fold import Kept
+from hotfix.fold import GIVE_UP, Kept
 from hotfix.guard import hook, instrument, sweep
 from hotfix.reach import board, check, current, known, models
 from hotfix.snapshot import Snapshot
@@ -97,7 +98,7 @@ def _refuse_foreign(found: Board) -> None:
     if found.kept is not None and (foreign := found.kept.foreign()):
         raise HostError(
             f"somebody else wrote to {len(foreign)} of the weights that {found.current.names} is folded into",
-            hint="undo that first: going back to the originals would lose it",
+            hint=GIVE_UP,
         )
 
 
@@ -108,7 +109,8 @@ def _running(model: nn.Module) -> dict[int, FrameType]:
         frame: FrameType | None = innermost_frame
         while frame is not None:
             pipe = frame.f_locals.get("self") if frame.f_code.co_name == "__call__" else None
-            if pipe is not model and any(part is model for part in models(pipe).values()):
-                found[thread] = frame
+            with contextlib.suppress(Exception):  # of anybody's object, when it is asked for its components
+                if pipe is not model and any(part is model for part in models(pipe).values()):
+                    found[thread] = frame
             frame = frame.f_back
     return found

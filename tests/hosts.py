@@ -5,6 +5,7 @@ other.safetensors; it may return `more` arguments for the next calls, or another
 """
 
 import copy
+from collections import OrderedDict
 
 import pico
 import torch
@@ -197,6 +198,11 @@ def replace_a_layer(pipe, folder):
 def clear_the_hooks(pipe, folder):
     for layer in denoiser(pipe).modules():
         layer._forward_hooks.clear()
+
+
+def replace_the_hooks(pipe, folder):
+    for layer in denoiser(pipe).modules():
+        layer._forward_hooks = OrderedDict()
 
 
 REFUSED = [fuse_projections, replace_a_layer, clear_the_hooks]

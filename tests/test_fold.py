@@ -7,13 +7,14 @@ from functools import cache
 import pico
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from hosts import draw
 from patching import denoiser, random_patch
 
 from hotfix import guard, reach
 from hotfix.beside import innermost
 from hotfix.demo import fingerprint
-from hotfix.errors import HostError, StackError
+from hotfix.errors import BaseMismatch, HostError, StackError
 from hotfix.fold import Kept
 from hotfix.stack import Stack, applied
 
@@ -128,12 +129,65 @@ def test_what_somebody_else_writes_is_told_and_never_overwritten(pipe, family, p
         layer.weight.add_(1.0)
     after = bits(pipe)
     assert [entry.state for entry in applied(pipe)] == ["drifted"]
-    with pytest.raises(HostError, match=r"patch-1 1\.0\.0"):
+    with pytest.raises(HostError, match=r"somebody else wrote .*patch-1 1\.0\.0"):
         draw(pipe, family)
     for change in (lambda: stack.remove(pipe), lambda: stack.replace(pipe, Stack.of(patches[1]))):
         with pytest.raises(HostError, match="somebody else wrote"):
             change()
         assert torch.equal(bits(pipe), after)
+
+
+def add(pipe, weight):
+    weight.data.add_(1.0)
+
+
+def another_tensor(pipe, weight):
+    weight.data = weight.data + 1
+
+
+def moving_average(pipe, weight):
+    ema = EMAModel(pico.HOSTS["sd3"]().transformer.parameters())
+    ema.copy_to(denoiser(pipe).parameters())
+
+
+@pytest.mark.parametrize("write", [add, another_tensor, moving_average])
+@pytest.mark.parametrize("during", [False, True], ids=["before", "during"])
+def test_what_is_written_past_the_version_counter_is_told_too_and_can_be_given_up(write, during):
+    pipe, patch = pico.HOSTS["sd3"](), made("sd3")[0]
+    stack, bare = Stack.of(patch), draw(pipe, "sd3")
+    stack.apply(pipe, fold=True)
+    on, model = draw(pipe, "sd3"), denoiser(pipe)
+    weight = innermost(model, patch.layers[0].split(".", 1)[1]).weight
+
+    def step(pipe, i, t, arguments):
+        write(pipe, weight)
+        return arguments
+
+    if not during:
+        write(pipe, weight)
+    with pytest.raises(HostError, match=r"somebody else wrote .*patch-1 1\.0\.0") as told:
+        draw(pipe, "sd3", **({"callback_on_step_end": step} if during else {}))
+    with pytest.raises(HostError, match="somebody else wrote") as refused:
+        stack.remove(pipe)
+    assert told.value.hint == refused.value.hint and "model.load_state_dict(model.state_dict())" in told.value.hint
+    model.load_state_dict(model.state_dict())
+    assert torch.equal(draw(pipe, "sd3"), on)
+    stack.remove(pipe)
+    assert torch.equal(draw(pipe, "sd3"), bare) or write is not add
+
+
+def test_weights_that_are_kept_on_disk_are_no_other_weights(tmp_path):
+    pipe, patch = pico.HOSTS["sd3"](), made("sd3")[0]
+    cpu, folded = torch.device("cpu"), pico.HOSTS["sd3"]()
+    Stack.of(patch).apply(folded, fold=True)
+    wanted = draw(folded, "sd3")
+    for number, one in enumerate((pipe, folded)):
+        where = {"offload_to_disk_path": str(tmp_path / str(number))}
+        denoiser(one).enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level", **where)
+    assert torch.equal(draw(folded, "sd3"), wanted)
+    with pytest.raises(BaseMismatch, match="not in memory") as refused:
+        Stack.of(patch).apply(pipe)
+    assert "before the pipeline is offloaded" in refused.value.hint
 
 
 def test_a_change_of_folded_weights_waits_for_the_picture(pipe, family, patches):

@@ -90,6 +90,7 @@ def test_a_patch_goes_on_over_whatever_the_host_has_done_and_comes_off(family, a
     ("action", "fold"),
     [
         (hosts.clear_the_hooks, False),
+        (hosts.replace_the_hooks, False),
         *itertools.product((hosts.fuse_projections, hosts.replace_a_layer), (False, True)),
     ],
     ids=lambda value: getattr(value, "__name__", "folded" if value else "beside"),

@@ -396,6 +396,37 @@ def test_of_changes_in_several_threads_none_is_lost(pipe, family, patches):
         assert not applied(pipe)
 
 
+class App:
+    components = ("a", "b")
+
+    def __init__(self):
+        self.begun, self.end = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.begun.set()
+        self.end.wait(60)
+
+
+class Unready(App):
+    @property
+    def components(self):
+        raise RuntimeError("not ready")
+
+
+@pytest.mark.parametrize("kind", [App, Unready])
+def test_calls_of_anybodys_objects_in_other_threads_are_let_be(kind, patches, pipe):
+    app = kind()
+    thread = threading.Thread(target=app)
+    thread.start()
+    assert app.begun.wait(60)
+    try:
+        Stack.of(patches[0]).apply(pipe)
+    finally:
+        app.end.set()
+        thread.join(60)
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+
+
 def test_a_change_between_the_decision_and_the_switch_is_seen(pipe, family, patches, monkeypatch):
     one, two = Stack.of(patches[0]), Stack.of(patches[1])
     called, first = stacks.switch, [True]
