@@ -16,6 +16,8 @@ from hotfix.options import Json, Lock, Parameter
 if TYPE_CHECKING:
     from hotfix.sync import Way
 
+DAY = 86_400  # seconds
+
 
 def sync(
     server: str,
@@ -41,8 +43,9 @@ def sync(
     """
     from hotfix.sync import Way
 
-    if every <= 0:
-        raise HotfixError(f"--every is {every:g}", wanted="seconds, more than none", hint="leave it out for 2")
+    if not 0 < every <= DAY:
+        wanted = "seconds, more than none and at most a day"
+        raise HotfixError(f"--every is {every:g}", wanted=wanted, hint="leave it out for 2")
     way = Way(folder, os.environ.get("HOTFIX_TOKEN", ""))
     if watch and not dry_run:
         with suppress(KeyboardInterrupt):

@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from hotfix import cost
-from hotfix.errors import HotfixError, joined, printable
+from hotfix.errors import HotfixError, SaveError, joined, printable
 
 OVER_BUDGET = 3
 
 
 def data(value: Any, text: str, as_json: bool) -> None:
     """Print a result: as JSON for programs, as text for people."""
-    print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+    try:
+        print(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+    except (OSError, UnicodeEncodeError) as error:
+        _unwritable(error)
 
 
 def each(
@@ -63,9 +66,20 @@ def fail(error: HotfixError) -> NoReturn:
     raise SystemExit(1)
 
 
+def _unwritable(error: OSError | UnicodeEncodeError) -> NoReturn:
+    """Leave with exit code 1 where stdout takes no more; without a word where who reads it has had enough."""
+    if isinstance(error, UnicodeEncodeError):
+        found = f"stdout is {error.encoding}, which has no {error.object[error.start]!a}"
+        fail(SaveError(found, hint="PYTHONIOENCODING=utf-8"))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more as it ends
+    if isinstance(error, BrokenPipeError):
+        raise SystemExit(1)
+    fail(SaveError(f"cannot write to stdout: {error.strerror}", hint="free some space, or write it elsewhere"))
+
+
 @contextmanager
 def door() -> Iterator[None]:
-    """Turn a HotfixError or Ctrl-C into sentences. HOTFIX_DEBUG=1 shows tracebacks."""
+    """Turn a HotfixError, Ctrl-C, or a stdout that takes no more into sentences. HOTFIX_DEBUG=1 shows tracebacks."""
     try:
         yield
     except HotfixError as error:
@@ -75,6 +89,13 @@ def door() -> Iterator[None]:
     except KeyboardInterrupt:
         say("\nerror: interrupted\n\nhint: nothing was changed; the same command goes on from the last checkpoint")
         raise SystemExit(130) from None
+    except (BrokenPipeError, UnicodeEncodeError) as error:
+        _unwritable(error)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            _unwritable(error)
 
 
 def quiet_libraries() -> None:

@@ -59,8 +59,12 @@ def content(path: Path) -> bytes:
         if size > MAX_FILE:
             raise PatchFormatError(f"{path} is {size} bytes", wanted="at most 1 GiB", hint=NOT_A_PATCH)
         return path.read_bytes()
-    except OSError as error:
-        raise PatchFormatError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    except (OSError, ValueError) as error:  # a NUL in the path is no OSError
+        raise PatchFormatError(f"cannot read {path}: {_reason(error)}", hint="check the path") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:

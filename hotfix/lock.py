@@ -131,7 +131,7 @@ def _read(path: Path) -> tuple[list[Row], list[Signer]]:
         pinned = parsed(data["signatures"]) if "signatures" in data else []
     except OSError as error:
         raise StackError(f"cannot read {path}: {error.strerror}", hint="hotfix add PATCH") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise StackError(f"{path} is not a hotfix lock ({error})", hint="hotfix add PATCH writes one") from error
     return listed, pinned
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hotfix.container import no_duplicates
-from hotfix.errors import PatchFormatError, UnsupportedSchema
+from hotfix.errors import HotfixError, PatchFormatError, UnsupportedSchema
 from hotfix.recipe import PatchName, PatchRequirement, PatchVersion, Revision
 
 SCHEMA_VERSION = 1
@@ -119,9 +119,17 @@ class Manifest(_Part):
 
 
 def now() -> str:
-    """UTC, or SOURCE_DATE_EPOCH where a build has to be reproducible to the byte."""
+    """UTC, or SOURCE_DATE_EPOCH where a build has to be reproducible to the byte.
+
+    Raises:
+        HotfixError: that is no such number.
+    """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    try:
+        moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        wanted = "whole seconds since 1970"
+        raise HotfixError(f"SOURCE_DATE_EPOCH is {epoch!r}", wanted=wanted, hint="set it right, or unset it") from error
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -184,7 +184,7 @@ class Recipe(_Section):
             elif path.suffix == ".safetensors":
                 hint = "that is a patch: name the recipe.toml that it was built from"
             raise RecipeError(f"cannot read the recipe {path}: {reason}", hint=hint) from error
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise RecipeError(
                 f"{path} is not TOML: {error}", hint="strings need quotes, lists need brackets"
             ) from error

@@ -192,9 +192,16 @@ def _from_here(scope: Scope, allow_remote: bool) -> None:
         return
     headers, sent = _headers(scope), {name.lower() for name, _ in scope["headers"]}
     far = sent & {b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip"}
-    if far or not loopback(_client(scope)) or not loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+    if far or not loopback(_client(scope)) or not loopback(_name(headers.get("host", ""))):
         hint = "ask on the machine itself, or start the server with allow_remote=True behind TLS"
         raise Refused(403, "the request does not come from this machine", hint=hint)
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as half of the brackets of an IPv6 address
+        return ""
 
 
 def _client(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -243,6 +244,57 @@ def test_bad_patches_end_in_one_sentence(tmp_path, shop, kind, inline):
     run = hotfix if kind == "truncated" else inline
     for verb in ("show", "verify", "add"):
         assert_one_sentence(run(verb, path, cwd=tmp_path), words[kind])
+    assert not (tmp_path / "hotfix.lock").exists()
+
+
+@pytest.mark.parametrize("arguments", [["show", "--json"], ["verify", "absent.safetensors"]], ids=["show", "verify"])
+def test_a_stdout_that_takes_no_more_is_no_traceback(tmp_path, shop, arguments):
+    """As `head` leaves it, nothing is said of it; where a disk is full, one sentence. The exit code is never 0."""
+    command = [HOTFIX, *arguments, next(shop.glob("*.safetensors"))]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, Path("/dev/full").open("w") as disk:
+        pipe, full = (
+            subprocess.run(command, cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
+            for out in (closed, disk)
+        )
+    assert (pipe.returncode, full.returncode) == (1, 1)
+    assert "Traceback" not in pipe.stderr + full.stderr and "stdout" not in pipe.stderr
+    assert_one_sentence(full, "cannot write to stdout: No space left on device")
+
+
+def test_words_that_stdout_has_no_letters_for_are_no_traceback(tmp_path, shop):
+    hotfix("add", next(shop.glob("*.safetensors")), cwd=tmp_path)
+    done = hotfix("log", cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert_one_sentence(done, "stdout is ascii, which has no '\\u2026'")
+
+
+DEEP = f"a = {'[' * 3000}{']' * 3000}\n"
+ROW = 'lock-version = 1\n[[patches]]\nname = "a"\nversion = "1"\nid = "x"\nsource = "a\\u0000b"\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["status", "--lock", "deep.toml"], "deep.toml is not a hotfix lock"),
+        (["build", "deep.toml"], "deep.toml is not TOML"),
+        (["status", "--lock", "nul.toml"], "embedded null byte"),
+        (["sync", "http://127.0.0.1:1", "--every", "nan"], "--every is nan; wanted seconds"),
+        (["sync", "http://127.0.0.1:1", "--every", "inf"], "--every is inf; wanted seconds"),
+    ],
+    ids=" ".join,
+)
+def test_what_no_user_means_ends_in_one_sentence(tmp_path, inline, words, found):
+    (tmp_path / "deep.toml").write_text(DEEP)
+    (tmp_path / "nul.toml").write_text(ROW)
+    assert_one_sentence(inline(*words, cwd=tmp_path), found)
+
+
+@pytest.mark.parametrize("epoch", ["abc", "1e9", str(10**30)])
+def test_a_time_that_is_none_is_refused_and_nothing_written(tmp_path, shop, inline, monkeypatch, epoch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    done = inline("add", next(shop.glob("*.safetensors")), cwd=tmp_path)
+    assert_one_sentence(done, f"SOURCE_DATE_EPOCH is '{epoch}'; wanted whole seconds since 1970")
     assert not (tmp_path / "hotfix.lock").exists()
 
 

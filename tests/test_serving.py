@@ -179,12 +179,14 @@ BAD = {
     "another state": (412, {"if_match": '"none.0123456789abcdef"'}),
     "a page in a browser": (403, {"origin": "http://127.0.0.1"}),
     "another name": (403, {"host": "attacker.example"}),
+    "half a name": (403, {"host": "[::1"}),
     "a proxy": (403, {"x_forwarded_for": "127.0.0.1"}),
 }
 ROW = 'lock-version = 1\n[[patches]]\nname = "{}"\nversion = "1.0.0"\nid = "{}"\nsource = "x"\n'
 BODIES = {
     "binary": b"\xff\x00",
     "not a lock": b"a = 1",
+    "too deep": b"a = " + b"[" * 3000 + b"]" * 3000,
     "of a newer hotfix": b"lock-version = 2",
     "a row that is none": b'lock-version = 1\npatches = ["x"]',
     "a patch that is not there": ROW.format("absent", "sha256:0").encode(),
