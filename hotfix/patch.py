@@ -47,11 +47,7 @@ def to_torch(entries: Mapping[str, Entry]) -> dict[str, "Tensor"]:
 
 
 def plain(path: Path) -> dict[str, "Tensor"]:
-    """The tensors of a safetensors file that is not a patch, in torch.
-
-    Raises:
-        PatchFormatError: not safetensors, or a patch, whole or broken.
-    """
+    """The tensors of a safetensors file, in torch. Raises PatchFormatError for any other, or a patch, even broken."""
     from safetensors.torch import load
 
     try:
@@ -95,6 +91,12 @@ class Patch:
 
     def __repr__(self) -> str:  # not the bytes of every tensor
         return f"Patch({self.name} {self.version}, {self.id[:19]}…, {len(self.layers)} layers)"
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as its file, which is checked again: views of memory are not pickled
+        return type(self).parse, (self.dump(), self.source or Path()), {"source": self.source, "pulled": self.pulled}
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -1,6 +1,9 @@
 """The file format: one identity, one digest, and nothing accepted that was not written by a canonical writer."""
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +225,19 @@ def test_neither_pictures_nor_their_names_nor_paths_are_in_the_file(saved, tmp_p
 
 def test_the_manifest_round_trips_as_text(patches):
     assert Manifest.parse(patches[0].raw).text() == patches[0].raw
+
+
+def test_a_patch_is_a_value(patches, saved):
+    """In a set, for another process, and as a copy: equal to what it was, and never taken for another."""
+    read = replace(Patch.load(saved), pulled="hf://acme/quarters@" + "0" * 40)
+    for patch in (patches[0], read):
+        for copied in (pickle.loads(pickle.dumps(patch)), copy.deepcopy(patch)):
+            assert copied == patch and (copied.source, copied.pulled) == (patch.source, patch.pulled)
+            assert {copied, patch, patches[1]} == {patch, patches[1]}
+            assert all(torch.equal(copied.tensors[key], patch.tensors[key]) for key in patch.tensors)
+    other = pickle.dumps(Patch(patches[0].raw, patches[1].entries))
+    with pytest.raises(PatchFormatError):
+        pickle.loads(other)
 
 
 def test_a_patch_in_a_log_is_a_line(patches):
