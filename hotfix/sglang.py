@@ -76,16 +76,18 @@ def put(server: str, patches: Sequence[Patch], folder: Path | None) -> None:
         folder: of the files as the server sees it; None where it sees them as this machine does.
 
     Raises:
-        StackError: a patch of a component that the server has no adapters for, or one that would not survive.
+        StackError: a patch of a component that the server has no adapters for, one that would not survive, or two that
+            would be one file there.
         ServerError: the server refused, or did not do it. What was on before is on.
     """
     for patch in patches:
         if (component := patch.manifest.base.component) != TARGET:
             hint = "SGLang has adapters for no other component"
             raise StackError(f"{patch.name} {patch.version} patches the {component}", wanted=TARGET, hint=hint)
+    ours = [_adapter(patch, folder) for patch in patches]
+    _refuse_one_file(ours)
     before = state(server)
-    own = [one for one in before.adapters if MARK not in one.name]
-    adapters = (*own, *(_adapter(patch, folder) for patch in patches))
+    adapters = (*(one for one in before.adapters if MARK not in one.name), *ours)
     mode = "merge" if len(adapters) > 1 else "dynamic" if patches else before.mode
     if mode == "merge":
         _refuse_rounding(server, patches)
@@ -106,9 +108,23 @@ def put(server: str, patches: Sequence[Patch], folder: Path | None) -> None:
 
 def _adapter(patch: Patch, folder: Path | None) -> Adapter:
     assert patch.source is not None  # it was read from a lock
-    path = folder / patch.source.name if folder else patch.source.resolve()
+    # In the Hub's cache all are called alike; `hotfix pull` is how they get into a folder.
+    name = f"{patch.name}-{patch.version}.safetensors" if patch.pulled else patch.source.name
+    path = folder / name if folder else patch.source.resolve()
     digits = patch.id.removeprefix("sha256:")[:12]
     return Adapter(f"{patch.name}-{patch.version}{MARK}{digits}", path.as_posix(), STRENGTH)
+
+
+def _refuse_one_file(adapters: Sequence[Adapter]) -> None:
+    """The server lists names, not what it read: two patches of one file would look like both."""
+    names: dict[str, str] = {}
+    for one in adapters:
+        if (other := names.setdefault(one.path, one.name)) != one.name:
+            raise StackError(
+                f"{other.rpartition(MARK)[0]} and {one.name.rpartition(MARK)[0]} would both be {one.path} there",
+                wanted="a file for each",
+                hint="call them NAME-VERSION.safetensors, in the folder and where the lock finds them",
+            )
 
 
 def _refuse_rounding(server: str, patches: Sequence[Patch]) -> None:

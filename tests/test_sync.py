@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from hotfix.errors import HotfixError
 from hotfix.export import PEFT_PREFIX
 from hotfix.fold import delta
 from hotfix.patch import A, B, Patch
+from hotfix.sglang import _adapter as sglang_adapter
 from hotfix.stack import Stack, applied
 
 TOKEN = "a-token-of-the-tests"
@@ -349,6 +351,29 @@ def test_what_fails_on_sglang_half_way_is_put_back(locked, sync):
         assert sglang.active["transformer"] == before
         sglang.breaks = 2
         assert_one_sentence(sync(address), "do not let it draw")
+
+
+def test_sglang_is_never_given_one_file_for_several_patches(locked, sync, tmp_path):
+    sglang, files, there = Sglang(precision="fp32"), [], tmp_path / "there"
+    there.mkdir()
+    for seed in (1, 2):
+        files.append(tmp_path / str(seed) / "pytorch_lora_weights.safetensors")
+        files[-1].parent.mkdir()
+        files[-1].write_bytes(random_patch(pico.sd3(), f"quarters-{seed}", seed).dump())
+    shutil.copy(files[0], there)
+    with running(sglang.app) as address:
+        lock.add(tmp_path / lock.LOCK, files)
+        assert_one_sentence(sync(address, "--folder", there), "quarters-1-1.0.0 and quarters-2-1.0.0 would both be")
+        assert sglang.active == {} and sglang.asked == []
+        assert sync(address).returncode == 0, "where it sees them as this machine does, they are two"
+
+
+def test_what_came_from_the_hub_is_on_sglang_what_hotfix_pull_writes(shelf):
+    for seed in (1, 2):
+        patch = Patch.load(shelf / f"quarters-{seed}-1.0.0.safetensors")
+        cached = patch.source.parent / "commit" / "pytorch_lora_weights.safetensors"
+        pulled = replace(patch, source=cached, pulled=f"hf://acme/quarters-{seed}@{'0' * 40}")
+        assert sglang_adapter(pulled, shelf).path == patch.source.as_posix()
 
 
 def test_sglang_that_does_not_see_the_files_says_so(locked, sync, shelf):
