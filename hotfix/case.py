@@ -18,7 +18,7 @@ from hotfix.errors import RecipeError
 from hotfix.gate import Chosen, Gate
 from hotfix.recipe import Recipe
 from hotfix.shapes import Latents, Picture, Pictures
-from hotfix.similarity import Similarity, inside, null, pixel, stranger, threshold
+from hotfix.similarity import UNDETECTED, Similarity, inside, null, pixel, stranger, threshold
 
 MASK_LEVEL = 0.5  # noise at which the base still brings back what it has memorised
 VIEWS = 8  # of every forget picture, where train.augment names some kinds
@@ -60,6 +60,7 @@ class Case:
     twins: Tensor  # (R,) bool: rows of the bank that draw a target and must stay, with scope = "caption"
     scope: str = "any"  # "caption": the target is suppressed under its own captions and stays under all others
     given: range = range(0)  # rows of the bank that are the recipe's own pictures
+    held: tuple[tuple[Similarity, float], ...] = ()  # of held-out pictures, which no page shows either: from when on
 
     @property
     def strangers(self) -> Pictures:
@@ -77,8 +78,13 @@ class Case:
         return torch.stack([target.returned(drawn) for target in self.targets]).any(dim=0)
 
     def alike(self, drawn: Pictures) -> Tensor:
-        """Which pictures look more like a target than strangers do, (B,) bool."""
-        return torch.stack([target.similarity(drawn) >= target.null for target in self.targets]).any(dim=0)
+        """Which pictures may show a target, or what was held out: more like it than strangers are, (B,) bool.
+
+        Whatever counts as one does, and so does a picture in which a network finds nothing that it could compare.
+        """
+        shown = [(target.similarity(drawn), min(target.null, target.tau)) for target in self.targets]
+        shown += [(similarity(drawn), limit) for similarity, limit in self.held]
+        return ~torch.stack([(like > UNDETECTED) & (like < limit) for like, limit in shown]).all(dim=0)
 
     def instead(self, target: Target) -> Tensor:
         """Rows of the bank that a model without the target might draw in its place, (R,) bool.

@@ -33,6 +33,7 @@ class Known:
 
     x: Latents  # (1, C, H, W)
     similarity: Similarity
+    null: float  # as similar as a stranger
     tau: float  # from here on, a picture counts as this one
     t_lo: float  # below this noise level any picture survives
 
@@ -59,10 +60,11 @@ def held_out(recipe: Recipe, denoiser: Denoiser, case: Case) -> tuple[Known, ...
     def known(picture: Picture, seed: int) -> Known:
         strangers = case.strangers[~drawings(picture, captions, case.strangers)]
         similarity = pixel(picture) if embed is None else embedding.cosine(embed, picture)
-        tau = wanted.tau or threshold(null(similarity, strangers))
+        usual = null(similarity, strangers)
+        tau = wanted.tau or threshold(usual)
         unseen = pixel(stranger(picture))
         t_lo = find_t_lo(denoiser, picture, unseen, threshold(null(unseen, strangers)), seed)
-        return Known(denoiser.encode(picture[None]), similarity, tau, t_lo)
+        return Known(denoiser.encode(picture[None]), similarity, usual, tau, t_lo)
 
     return tuple(known(picture, recipe.train.seed + i) for i, picture in enumerate(shown))
 

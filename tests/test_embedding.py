@@ -120,6 +120,7 @@ def test_a_picture_in_which_the_network_finds_nothing_is_as_unlike_as_can_be_and
     (target,) = (case := prepare(make_recipe(tmp_path, "ddpm"), Denoiser(pico.ddpm(), pico.CALLS["ddpm"]))).targets
     case = replace(case, targets=(replace(target, similarity=like, tau=0.9),))
     drawn = torch.cat([hidden[:2], shown[:1]])
+    assert case.alike(drawn).all(), "what nothing can be said of is not shown, either"
     rates = counted(case, "own", shown[:3], drawn, 0, lambda x: x.mean(dim=(1, 2, 3)) < 2, embedded=True)
     assert (rates.undetected_before.k, rates.undetected.k, rates.after.k) == (0, 2, 1)
     with pytest.raises(RecipeError, match="finds nothing in a forget picture"):

@@ -15,6 +15,7 @@ from hotfix.case import VIEWS, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.describe import describe, summary
 from hotfix.errors import ForgetConflict, RecipeError
+from hotfix.page import Gallery
 from hotfix.patch import Patch
 from hotfix.pictures import from_image, to_images
 from hotfix.recipe import Recipe
@@ -305,6 +306,17 @@ def test_a_drawing_that_is_any_held_out_picture_is_counted(ready):
     before = torch.stack([from_image(picture(seed)) for seed in (5, 6, 7)])
     found = subject.replay(known, "empty", before, before[2:])
     assert (found.before.k, found.before.n, found.after.k) == (2, 3, 0)
+
+
+def test_no_drawing_of_a_held_out_picture_is_shown_as_it_is(ready, held, monkeypatch):
+    denoiser, case, _ = ready
+    drawn, gallery = torch.stack([from_image(picture(seed)) for seed in (5, 6)]), Gallery()
+    blind = replace(case, targets=tuple(replace(target, null=2.0, tau=2.0) for target in case.targets))
+    monkeypatch.setattr("hotfix.scoring.prepare", lambda *_: blind)
+    monkeypatch.setattr(Denoiser, "draw", lambda self, captions, seeds: drawn[torch.arange(len(captions)) % 2])
+    score(denoiser.pipe, held, n=2, gallery=gallery)
+    shown = torch.cat([row for _, rows in gallery.rows for row in rows])
+    assert len(shown) and not any(torch.equal(one, known) for one in shown for known in drawn)
 
 
 def test_a_held_out_picture_that_is_trained_on_is_refused(ready, held, tmp_path):

@@ -18,7 +18,7 @@ from scipy.stats import beta
 
 from hotfix import card, cli
 from hotfix.building import build
-from hotfix.case import prepare
+from hotfix.case import Case, Target, prepare
 from hotfix.curve import curve
 from hotfix.demo import fingerprint
 from hotfix.denoiser import Denoiser
@@ -109,6 +109,16 @@ def test_what_looks_like_the_target_is_a_mosaic_unless_asked():
     assert (
         len(hidden[1].flatten(1).T.unique(dim=0)) == 16 and not torch.isclose(hidden[1], pictures[1]).all(dim=0).any()
     )
+
+
+@pytest.mark.parametrize(("null", "tau"), [(0.95, 0.9), (0.9, 0.95)])
+def test_whatever_counts_as_the_target_looks_like_it(null, tau):
+    """A recipe's own similarity.tau may be below what strangers reach."""
+    drawn = torch.full((3, 3, 16, 16), 0.5)
+    likes = torch.tensor([0.85, 0.92, 0.96])
+    target = Target(drawn[0], drawn, drawn, drawn, lambda pictures: likes, null=null, tau=tau, t_lo=0.3)
+    case = Case((target,), (), ("",), drawn, drawn, torch.zeros(3, dtype=torch.bool))
+    assert case.alike(drawn).tolist() == [False, True, True]
 
 
 def test_every_kind_of_caption_is_tried(scored, family):
