@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
 from torch import Tensor
 
 from hotfix import beside, cost, describe, lora, need, offload, pictures, processes, relations
@@ -125,7 +126,7 @@ def build(
 
 def requires(recipe: Recipe, stack: Stack) -> list[str]:
     """What a patch of this recipe needs, built on these patches."""
-    return sorted({*recipe.requires, *(f"{patch.name}>={patch.version}" for patch in stack.patches)})
+    return sorted({*recipe.requires, *(f"{patch.name}>={Version(patch.version).public}" for patch in stack.patches)})
 
 
 def _summary(trained: Trained) -> str:

@@ -187,11 +187,12 @@ def _read(file: Path, raw: dict[str, Tensor], pipe: Any, component: str) -> dict
                 hint = "without it nobody can tell the strength of these factors"
                 raise PatchFormatError(f"{file.name} has peft's keys", wanted=f"{PEFT_CONFIG} beside it", hint=hint)
             lora.put_on(twin, state, file.parent)
-        elif not hasattr(pipe, "load_lora_weights"):
+            return lora.taken(twin)
+        stated = None if alphas else _stated(file, component)  # what is unreadable, diffusers would pass over
+        if not hasattr(pipe, "load_lora_weights"):
             state = {key.removeprefix(f"{component}."): tensor for key, tensor in _baked(raw).items()}
-            config = None if alphas else _stated(file, component)
-            state = state if config else even(state)
-            lora.put_on(twin, state, config or peft_config(state))
+            state = state if stated else even(state)
+            lora.put_on(twin, state, stated or peft_config(state))
         else:
             other = copy.copy(pipe)
             setattr(other, component, twin)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hotfix import relations
 from hotfix.errors import StackError, joined
-from hotfix.manifest import Manifest, now
+from hotfix.manifest import Manifest, Scope, now
 from hotfix.patch import A, B, Patch, digest, from_torch
 from hotfix.ranks import even
 from hotfix.sketch import spread
@@ -24,7 +24,8 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
 
     It supersedes its parts, and requires and conflicts with what they do among others; what they ask of one another
     must hold. Every layer gets one rank (hotfix/ranks.py). How much of it would survive rounding cannot be told without
-    the base, so `merge_survival` is empty. What was measured of the parts was not measured of the whole: score it.
+    the base, so `merge_survival` is empty. What was measured of the parts was not measured of the whole: score it. Its
+    `scope` is that of the parts, where all were measured, and in the same way.
 
     Args:
         patches: at least two, with different names.
@@ -58,7 +59,6 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
     if found := relations.problems(within):
         raise joined(found, StackError)
     entries = from_torch(_concatenated(patches))
-    scopes = [one.scope for one in parts if one.scope]
     try:
         manifest = Manifest(
             name=name,
@@ -71,7 +71,7 @@ def merge(patches: Sequence[Patch], name: str, version: str) -> Patch:
             supersedes=sorted(
                 {text for one in parts for text in one.supersedes} | {f"{n}=={v}" for n, v in inside.items()}
             ),
-            scope=scopes[0].model_copy(update={"t_lo": max(one.t_lo for one in scopes)}) if scopes else None,
+            scope=_scope(parts),
             targets=[target for one in parts for target in one.targets],
             strength=1.0,
             request="; ".join(dict.fromkeys(one.request for one in parts if one.request)),
@@ -102,6 +102,14 @@ def _concatenated(patches: Sequence[Patch]) -> dict[str, Tensor]:
         factors[layer + A] = torch.cat([tensors[layer + A].float() for tensors in having], dim=0)
         factors[layer + B] = torch.cat([tensors[layer + B].float() for tensors in having], dim=1)
     return even(factors)
+
+
+def _scope(parts: Sequence[Manifest]) -> Scope | None:
+    """Of a claim that holds for every part; None where one was not measured, or otherwise than another."""
+    scopes = [one.scope for one in parts if one.scope]
+    highest = max((one.t_lo for one in scopes), default=0.0)
+    first, *others = [one.scope.model_copy(update={"t_lo": highest}) if one.scope else None for one in parts]
+    return first if all(one == first for one in others) else None
 
 
 def _sketch(parts: Sequence[Manifest]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError
 
 from hotfix import contradictions
 from hotfix.errors import RecipeError
@@ -21,8 +21,12 @@ def _pep440(text: str) -> str:
 
 def _requirement(text: str) -> str:
     try:
-        return str(Requirement(text))
-    except InvalidRequirement as error:
+        wanted = Requirement(text)
+        TypeAdapter(PatchName).validate_python(wanted.name)
+        if wanted.url or wanted.marker or wanted.extras:
+            raise InvalidRequirement("what a Python package may ask for, and a patch may not")
+        return str(wanted)
+    except (InvalidRequirement, ValidationError) as error:
         raise ValueError(f"{text!r} is not a patch name with versions, such as face-0042>=1.2") from error
 
 

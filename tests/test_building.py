@@ -13,7 +13,7 @@ from peft.functional import inject_adapter_in_model
 from torch import nn
 
 from benchmarks.realised_step import measured
-from hotfix import building, lora
+from hotfix import building, lora, relations
 from hotfix import case as cases
 from hotfix.bank import MOST_PROMPTS, bank_captions, bank_pictures
 from hotfix.beside import innermost
@@ -346,6 +346,12 @@ def test_a_patch_built_on_others_requires_them_and_learns_with_them_on(tmp_path,
     assert above.manifest.digest != alone.manifest.digest
     assert [type(problem) for problem in Stack.of(above).problems(pipe)] == [StackError]
     assert not Stack.of(patches[0], above).problems(pipe)
+
+
+def test_what_is_built_on_a_local_version_requires_its_public_one(tmp_path):
+    below = random_patch(pico.sd3(), "below", 1, version="1.0.0+eu")
+    wanted = building.requires(make_recipe(tmp_path, "sd3"), Stack.of(below))
+    assert wanted == ["below>=1.0.0"] and relations.met(wanted[0], {"below": "1.0.0+eu"})
 
 
 @pytest.mark.parametrize("projected", [False, True])

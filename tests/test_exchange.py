@@ -309,9 +309,10 @@ def effect_of(family, patch):
         {"ss_network_alpha": "1.0"},
     ],
 )
-def test_an_alpha_that_cannot_be_read_is_not_passed_over(metadata, tmp_path):
-    pipe = pico.ddpm()
-    save_file(dict(random_patch(pipe, "a", 1).tensors), tmp_path / "style.safetensors", metadata)
+@pytest.mark.parametrize("family", ["ddpm", "sd15"])
+def test_an_alpha_that_cannot_be_read_is_not_passed_over(family, metadata, tmp_path):
+    pipe = pico.HOSTS[family]()
+    save_file(dict(random_patch(pipe, "a", 1, every=4).tensors), tmp_path / "style.safetensors", metadata)
     with pytest.raises(PatchFormatError, match="has an alpha in its header that cannot be read"):
         wrap(tmp_path / "style.safetensors", pipe, "style", "1.0.0", repo="pico")
 

@@ -7,7 +7,9 @@ from hosts import draw
 from patching import random_patch
 from test_cli import assert_one_sentence
 
+from hotfix.describe import UNKNOWN, describe
 from hotfix.errors import StackError
+from hotfix.manifest import Scope
 from hotfix.merge import merge
 from hotfix.patch import A, B, Patch
 from hotfix.stack import Stack, applied
@@ -103,6 +105,24 @@ def test_what_parts_say_of_others_it_says_too_and_what_holds_among_them_it_does_
     whole = merge([random_patch(pipe, "a", 1), random_patch(pipe, "b", 2, **said)], "whole", "1.0.0").manifest
     assert whole.requires == ["other>=2"] and whole.conflicts == ["a>=2", "rival"]
     assert whole.supersedes == ["a==1.0.0", "b==1.0.0", "old<3"]
+
+
+def test_it_claims_to_be_measured_only_where_every_part_was_and_in_the_same_way():
+    pipe = pico.ddpm()
+    first, second, third = (random_patch(pipe, name, seed) for seed, name in enumerate("abc", 1))
+    assert merge([first, with_scope(second, t_lo=0.7)], "whole", "1.0.0").manifest.scope == Scope(
+        **first.manifest.scope.model_dump() | {"t_lo": 0.7}
+    )
+    for other in (None, {"height": 64}, {"call": {"guidance_scale": 9.0}}):
+        part = with_scope(third, **other) if other else with_scope(third, None)
+        for parts in ([first, part], [part, first], [first, second, part]):
+            whole = merge(parts, "whole", "1.0.0")
+            assert whole.manifest.scope is None and UNKNOWN in describe(whole)
+
+
+def with_scope(patch, *none, **changes):
+    scope = patch.manifest.scope.model_copy(update=changes) if not none else None
+    return Patch(patch.manifest.model_copy(update={"scope": scope}).text(), patch.entries)
 
 
 @pytest.mark.parametrize("taken", ["a-1.0.0", "a-1.0", "old-2.0.0", "rival-1.0.0", "other-2.0.0"])

@@ -16,6 +16,11 @@ LEAST = {"name": "a", "base": {"pipeline": "hotfix:flags"}, "forget": {"images":
     [
         ({"name": "Not A Name"}, "name"),
         ({"requires": ["one two"]}, "requires.*one two.*patch name"),
+        ({"requires": ["Mauritania-2017"]}, "requires.*Mauritania-2017.*patch name"),
+        ({"conflicts": ["iraq_2008>=1"]}, "conflicts.*iraq_2008.*patch name"),
+        ({"supersedes": ["a; python_version > '3'"]}, "supersedes.*python_version.*patch name"),
+        ({"requires": ["a[extra]>=1"]}, "requires.*extra.*patch name"),
+        ({"requires": ["x @ file:///home/bob/secret"]}, "requires.*patch name"),
         ({"version": "one"}, "not a version"),
         ({"trian": {"rank": 8}}, "trian: there is no such key"),
         ({"train": {"rnak": 8}}, "train.rnak: there is no such key"),
