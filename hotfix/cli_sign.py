@@ -1,14 +1,15 @@
 """The verbs about whose word a patch is, whom a lock trusts, and what a patched pipeline consists of."""
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, hub, ledger, lock, signing
+from hotfix import console, hub, ledger, lock, relations, signing
 from hotfix.chain import sha256
 from hotfix.container import content, write_atomically
-from hotfix.errors import HotfixError, SignatureError
+from hotfix.errors import HotfixError, SignatureError, StackError
 from hotfix.options import Json, Lock, Parameter, pipeline_of
 from hotfix.patch import Patch
 from hotfix.signer import Signer, signers
@@ -51,8 +52,8 @@ def sign(
         made = signing.sign(patch, key, certificate=certificate, chain=chain, replace=replace)
     else:
         made = signing.sign_keyless(patch, identity_token, replace=replace)
-    print(made)
     note("signed", [ledger.ref(Patch.load(patch))], signature=sha256(made.read_bytes()))
+    print(made)
 
 
 def verify(
@@ -65,9 +66,10 @@ def verify(
     issuer: Issuer = "",
     json: Json = False,
 ) -> None:
-    """Check container, schema, digest and, if asked, the signature and whether the patches fit a pipeline.
+    """Check container, schema, digest, requirements and, if asked, the signature and whether they fit a pipeline.
 
-    Exit 1 names the bad ones. Without --key or --issuer a signature is seen, but says nothing: anybody can sign.
+    Exit 1 names the bad ones, also those that require a patch which is not among these. Without --key or --issuer a
+    signature is seen, but says nothing: anybody can sign.
 
     Args:
         patches: .safetensors files, or hf://ORG/NAME[@VERSION or @COMMIT].
@@ -77,7 +79,8 @@ def verify(
     principal = "" if issuer else identity
     pipe = pipeline_of(base) if base else None
 
-    def check(name: str) -> dict[str, str]:
+    @cache
+    def opened(name: str) -> tuple[Patch, str]:
         signature = ""
 
         def read(path: Path) -> Patch:
@@ -90,6 +93,20 @@ def verify(
             return Patch.parse(raw, path)
 
         patch = hub.pull(name, read) if name.startswith(hub.SCHEME) else read(Path(name))
+        return patch, signature
+
+    def met(text: str) -> bool:
+        for name in patches:
+            with suppress(HotfixError):  # a bad one is named, and meets nothing
+                if relations.met(text, {opened(name)[0].name: opened(name)[0].version}):
+                    return True
+        return False
+
+    def check(name: str) -> dict[str, str]:
+        patch, signature = opened(name)
+        if unmet := [text for text in patch.manifest.requires if not met(text)]:
+            hint = "hotfix verify, with those that it requires"
+            raise StackError(f"{patch.name} {patch.version} requires {', '.join(unmet)}, not among these", hint=hint)
         if pipe is not None:
             from hotfix.stack import base_problem
 

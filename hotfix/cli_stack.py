@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from hotfix import console, ledger, lock
-from hotfix.errors import StackError
+from hotfix import console, ledger, lock, relations
+from hotfix.errors import StackError, joined
 from hotfix.options import Json, Lock, Parameter
 
 
@@ -58,15 +58,22 @@ def merge(
     note = ledger.notes(Path(lock.LOCK))
     made = merged([Patch.load(path) for path in patches], name, version)
     (path,) = write({out.name: made.dump()}, out.parent)
-    console.data({"path": str(path), "id": made.id}, str(path), json)
     note("merged", [ledger.ref(made)])
+    console.data({"path": str(path), "id": made.id}, str(path), json)
 
 
 def status(*, lock_file: Lock = Path(lock.LOCK), json: Json = False) -> None:
-    """What hotfix.lock lists, in order, and whether the files are the ones that were locked. Exit 1 names those not."""
+    """What hotfix.lock lists, in order, and whether the files are the ones that were locked. Exit 1 names those not.
+
+    Exit 1 also says what speaks against these patches being on together.
+    """
+    found = []
 
     def check(row: lock.Row) -> dict[str, str]:
-        return {"id": lock.locked(lock_file, row).id}
+        found.append(lock.locked(lock_file, row))
+        return {"id": found[-1].id}
 
     listed = [({key: value for key, value in asdict(row).items() if value}, row) for row in lock.rows(lock_file)]
     console.each([(facts, partial(check, row)) for facts, row in listed], json, empty="no patches")
+    if wrong := relations.problems([patch.manifest for patch in found]):
+        raise joined(wrong, StackError)

@@ -3,7 +3,6 @@
 import os
 import tomllib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from hotfix import hub, ledger, relations, signing
 from hotfix.chain import Change, Ref, sha256
 from hotfix.container import write_atomically
 from hotfix.errors import HotfixError, StackError, joined
+from hotfix.manifest import Manifest
 from hotfix.patch import Patch
 from hotfix.signer import Signer, parsed, table
 
@@ -184,8 +184,8 @@ def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
     hf://ORG/NAME with a version, a commit or nothing behind an @: the lock then pins the commit.
 
     Raises:
-        StackError: a requirement would not be met, two patches would be in conflict, or their bases differ. Then
-            nothing is written.
+        StackError: a requirement would not be met, two patches would be in conflict, their bases differ, or a name is
+            listed from elsewhere than the repository that has it too. Then nothing is written.
     """
     seen = ledger.state(path)
     before, pinned = (load(path), signers(path)) if path.exists() else ([], [])
@@ -195,10 +195,13 @@ def add(path: Path, sources: Sequence[str | Path]) -> list[Patch]:
         patch = hub.pull(source, read) if source.startswith(hub.SCHEME) else read(Path(source))
         for name in relations.superseded(patch.manifest, [one.manifest for one in stack.values()]):
             del stack[name]
+        if old := stack.get(patch.name):
+            _refuse_namesake(old, patch)
         for one in stack.values():
-            relations.same_base(one.manifest, patch.manifest)
+            if one is not old:  # its place is taken
+                relations.same_base(one.manifest, patch.manifest)
         stack[patch.name] = patch
-    _write(path, seen, before, list(stack.values()))
+    _write(path, seen, [patch.manifest for patch in before], list(stack.values()))
     return [patch for patch in before if patch.id not in {one.id for one in stack.values()}]
 
 
@@ -216,9 +219,11 @@ def remove(path: Path, names: Sequence[str]) -> None:
     gone = []
     for row in listed:
         if row.name in names:
-            with suppress(HotfixError):  # a file that is not the one that was locked may always go
-                gone.append(locked(path, row))
-    _write(path, seen, [*kept, *gone], kept)
+            try:
+                gone.append(locked(path, row).manifest)
+            except HotfixError:  # of a file that is not the one that was locked, or not there, its row is known
+                gone.append(Manifest.model_construct(name=row.name, version=row.version))
+    _write(path, seen, [*(patch.manifest for patch in kept), *gone], kept)
 
 
 def pin(path: Path, pinned: Sequence[Signer]) -> None:
@@ -232,12 +237,23 @@ def pin(path: Path, pinned: Sequence[Signer]) -> None:
     save(path, patches, pinned, seen=seen)
 
 
-def _write(path: Path, seen: str, before: Sequence[Patch], after: Sequence[Patch]) -> None:
+def _write(path: Path, seen: str, before: Sequence[Manifest], after: Sequence[Patch]) -> None:
     """Write a lock that has no problem which the one before had not: a bad one may be mended step by step."""
-    was, now = (relations.problems([patch.manifest for patch in patches]) for patches in (before, after))
+    was, now = relations.problems(before), relations.problems([patch.manifest for patch in after])
     if new := [problem for problem in now if str(problem) not in map(str, was)]:
         raise joined(new, StackError)
     save(path, after, seen=seen)
+
+
+def _refuse_namesake(old: Patch, new: Patch) -> None:
+    """Anybody may call a patch of their repository as they like; that takes no place of one from elsewhere."""
+    repos = [patch.pulled.partition("@")[0] for patch in (old, new)]
+    if new.pulled and new.id != old.id and repos[0] != repos[1]:
+        raise StackError(
+            f"{repos[1]} holds a {new.name} {new.version}, which is listed from {repos[0] or 'a file'}",
+            wanted="another version from the same repository",
+            hint=f"if the new one is meant: hotfix rm {new.name} first",
+        )
 
 
 def _source(patch: Patch, folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import pico
 import pytest
 from patching import random_patch
+from test_cli import assert_one_sentence
 
 from hotfix import lock
 from hotfix.errors import StackError
@@ -102,6 +103,50 @@ def test_a_patch_whose_file_is_gone_can_be_taken_out(path, made):
     file.unlink()
     lock.remove(path, ["a"])
     assert listed(path) == ["b 1.0.0"]
+
+
+def test_what_another_one_requires_stays_though_its_file_is_gone(path, made):
+    lock.add(path, [file := made("below"), made("above", requires=["below>=1"])])
+    file.unlink()
+    before = path.read_bytes()
+    with pytest.raises(StackError, match=r"above 1\.0\.0 requires below>=1"):
+        lock.remove(path, ["below"])
+    assert path.read_bytes() == before
+    lock.remove(path, ["below", "above"])
+    assert listed(path) == []
+
+
+def test_a_new_version_for_a_new_base_takes_the_place_of_the_one_before(path, made, tmp_path):
+    lock.add(path, [made("a")])
+    lock.add(path, [random_patch(pico.sd15(seed=1), "a", 1, version="2.0.0").save(tmp_path)])
+    assert listed(path) == ["a 2.0.0"]
+    with pytest.raises(StackError, match="patches of one base"):
+        lock.add(path, [made("b")])
+
+
+@pytest.mark.parametrize("text", ["twice", "conflict"])
+def test_status_says_what_speaks_against_a_lock_that_was_merged_by_hand(path, made, inline, text):
+    if text == "twice":
+        lock.add(path, [made("a")])
+        row = path.read_text().partition("[[patches]]")[2]
+        path.write_text(f"{path.read_text()}[[patches]]{row}")
+    else:
+        lock.save(path, [lock.Patch.load(file) for file in (made("a"), made("b", conflicts=["a<2"]))])
+    done = inline("status", cwd=path.parent)
+    assert [line[:3] for line in done.stdout.splitlines()] == ["ok ", "ok "], "each file is the one that was locked"
+    words = {"twice": "a is listed 2 times", "conflict": "b 1.0.0 conflicts with a<2"}
+    assert_one_sentence(done, words[text])
+
+
+def test_verify_names_those_whose_requirements_are_not_there(made, inline, tmp_path):
+    below, above = made("below"), made("above", requires=["below>=1"])
+    other = made("other", conflicts=["below"])  # several files are not one stack
+    assert inline("verify", above, other, below, cwd=tmp_path).returncode == 0
+    done = inline("verify", other, above, cwd=tmp_path)
+    assert [line[:3] for line in done.stdout.splitlines()] == ["ok ", "BAD"]
+    assert_one_sentence(done, "above 1.0.0 requires below>=1, not among these")
+    below.write_bytes(b"spoilt")
+    assert inline("verify", above, below, cwd=tmp_path).stdout.count("BAD") == 2
 
 
 @pytest.mark.parametrize(("old", "new"), [('name = "a"', 'name = "faces"'), ('"1.0.0"', '"9.9.9"')])
