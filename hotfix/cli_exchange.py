@@ -58,5 +58,5 @@ def import_(
     repo, commit = named(base)
     made = wrap(file, pipeline_of(base), name, version, repo=repo, commit=commit, request=request)
     (path,) = write({f"{made.name}-{made.version}.safetensors": made.dump()}, out)
-    console.data({"path": str(path), "id": made.id}, str(path), json)
     note("imported", [ledger.ref(made)])
+    console.data({"path": str(path), "id": made.id}, str(path), json)

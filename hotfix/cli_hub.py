@@ -36,13 +36,13 @@ def push(
     opened, measured = Patch.load(patch), Report.load(report) if report else None
     note = ledger.notes(Path(lock.LOCK))
     done = publish(opened, repo, report=measured, private=private or None, license=license)
+    note("pushed", [ledger.ref(opened)], repo=done.repo, revision=done.revision)
     if not done.new:
         joined = (
             f"its report and signatures are on main, as {done.evidence}" if done.evidence else "nothing was changed"
         )
         console.say(f"this very patch was there already: {joined}")
     console.data(asdict(done), f"{done.repo}@{done.version}", json)
-    note("pushed", [ledger.ref(opened)], repo=done.repo, revision=done.revision)
 
 
 def pull(reference: str, /, *, out: Out = Path("dist"), json: Json = False) -> None:

@@ -66,8 +66,8 @@ def approve(
     facts: dict[str, str | bool] = {}
     if (file := report or (beside if beside.exists() else None)) is not None:
         measured = Report.load(file)
-        if opened.id not in {on.id for on in measured.patches}:
-            hint = "hotfix score, with the patch on; or name another with --report"
+        if [on.id for on in measured.patches][-1:] != [opened.id]:  # as `Report.beside` has it
+            hint = "hotfix score, with the patch on, as the last of its stack; or name another with --report"
             raise HotfixError(f"{file} is not of {opened.name} {opened.version}", wanted=opened.id, hint=hint)
         facts = ledger.evidence(measured, file.read_bytes())
     if note:

@@ -90,8 +90,8 @@ def score(
         from hotfix.interfering import interference
 
         found = interference(pipe, wanted, stack=patches, seed=seed, n=n, stage=console.say)
-        console.data(found.model_dump(mode="json"), together(found), json)
         note("scored", on, weakened=[one.patch.name for one in found.patches if one.weakened])
+        console.data(found.model_dump(mode="json"), together(found), json)
         if found.conflicts:
             raise SystemExit(console.OVER_BUDGET)
     else:
@@ -114,8 +114,8 @@ def score(
         )
         if not processes.first():
             return
-        console.data(report.model_dump(mode="json"), summary(report), json)
         note("scored", on, **ledger.evidence(report, report.text().encode()))
+        console.data(report.model_dump(mode="json"), summary(report), json)
         if html:
             console.say(str(report.to_html(html, gallery)))
         if report.misses:

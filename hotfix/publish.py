@@ -43,8 +43,9 @@ def push(
     repo, revision = hub.place(repo)
     if revision:
         raise HubError("the version is the patch's own", wanted="ORG/NAME", hint=f"hotfix push PATCH {repo}")
-    if report is not None and patch.id not in {on.id for on in report.patches}:
-        raise HubError(f"the report is not of {patch.name} {patch.version}", hint="hotfix score, with the patch on")
+    if report is not None and [on.id for on in report.patches][-1:] != [patch.id]:  # as `Report.beside` has it
+        hint = "hotfix score, with the patch on, as the last of its stack"
+        raise HubError(f"the report is not of {patch.name} {patch.version}", hint=hint)
     files, tag = contents(patch, repo, report, license), hub.tag(patch.version)
     hub.create(repo, private)
     if tag in map(hub.tag, hub.versions(repo)):

@@ -215,6 +215,10 @@ def test_a_report_is_of_the_patch_and_of_numbers_alone(server, make, report, tmp
     patch = make()
     with pytest.raises(HubError, match="the report is not of other 1"):
         push(make("other"), "acme/other", report=report(patch))
+    above = report(make("above"))
+    beneath = above.model_copy(update={"patches": [*report(patch).patches, *above.patches]})
+    with pytest.raises(HubError, match="the report is not of face 1"):  # another one's, with this one beneath it
+        push(patch, "acme/face", report=beneath)
     path = report(patch).save(tmp_path / "report.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"picture": "iVBORw0KGgo="}))
     with pytest.raises(HotfixError, match="is not a hotfix report"):
@@ -519,6 +523,23 @@ def test_a_line_without_a_version_supersedes_nothing(server, make, tmp_path, inl
 
 
 # Locks
+
+
+def test_a_patch_of_another_repository_takes_no_place_by_its_name(server, make, tmp_path, inline):
+    push(make("victim"), "acme/victim")
+    push(make("victim", seed=2, version="4.0.0"), "acme/evil")
+    path = tmp_path / "hotfix.lock"
+    for source in ("hf://acme/victim", make("victim").source):
+        path.unlink(missing_ok=True)
+        lock.add(path, [source])
+        before = path.read_bytes()
+        with pytest.raises(StackError, match=r"hf://acme/evil holds a victim 4\.0\.0, which is listed from") as found:
+            lock.add(path, ["hf://acme/evil"])
+        assert path.read_bytes() == before and "hotfix rm victim" in found.value.hint
+    lock.add(path, ["hf://acme/victim"])  # the very same one, from where it was published
+    push(make("victim", seed=3, version="1.1.0"), "acme/victim")
+    lock.add(path, ["hf://acme/victim"])
+    assert [row.version for row in lock.rows(path)] == ["1.1.0"]
 
 
 def test_a_lock_pins_the_commit_and_is_written_back_as_it_was(server, make, tmp_path):

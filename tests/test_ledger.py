@@ -321,13 +321,28 @@ def test_who_signs_merges_and_trusts_is_in_it(path, files, monkeypatch):
     assert told[4].patches == [ledger.ref(Patch.load("both-1.0.0.safetensors"))] and told[3].lock.after == now
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is a device of Linux")
+def test_what_was_done_is_in_it_though_nobody_could_be_told(path, files):
+    ledger.beside(path).touch()
+    with open("/dev/full", "w") as full:
+        merged = [HOTFIX, "merge", *files[:2], "-o", "both-1.0.0.safetensors"]
+        assert subprocess.run(merged, cwd=path.parent, stdout=full, stderr=subprocess.PIPE).returncode != 0
+    assert (path.parent / "both-1.0.0.safetensors").exists()
+    assert [line["verb"] for line in written(path.parent)] == ["merged"]
+
+
 def test_an_approval_names_its_evidence_or_is_refused(path, capsys, monkeypatch):
     monkeypatch.setenv("HOTFIX_ACTOR", "ute\udc80")
     patch = next((PATCHES / "syria-2025").glob("*.safetensors"))
     with pytest.raises(HotfixError, match="is not of syria-2025"):
         approve(patch, report=PATCHES / "iraq-2008" / "report.json", lock_file=path)
-    assert not ledger.beside(path).exists()
     report = PATCHES / "syria-2025" / "report.json"
+    above = json.loads(report.read_text())
+    above["patches"].append({"name": "above", "version": "1.0.0", "id": ONE.id})
+    (path.parent / "above.json").write_text(json.dumps(above))
+    with pytest.raises(HotfixError, match="is not of syria-2025"):  # of another one, with this one beneath it
+        approve(patch, report=path.parent / "above.json", lock_file=path)
+    assert not ledger.beside(path).exists()
     approve(patch, report=report, note="as asked", lock_file=path, json=True)
     said = json.loads(capsys.readouterr().out)
     assert said["facts"] == {
