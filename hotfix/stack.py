@@ -12,14 +12,14 @@ from typing import Any, Literal, Self
 from torch import Tensor, nn
 
 from hotfix import beside, lock, offload, reach, relations, weights
-from hotfix.board import Board
+from hotfix.board import CHANGING, Board
 from hotfix.errors import BaseMismatch, HotfixError, StackError, joined
 from hotfix.fit import misfit
 from hotfix.fold import Kept
 from hotfix.patch import A, B, Patch
 from hotfix.sketch import SAME, distance, sketch
 from hotfix.snapshot import Factors, Snapshot
-from hotfix.switch import switch
+from hotfix.switch import Blocks, Change, switch
 
 
 @dataclass(frozen=True)
@@ -151,45 +151,53 @@ class Stack:
 
     @contextmanager
     def on(self, pipe: Any) -> Iterator[None]:
-        """Apply for the length of a `with` block. Patches of the stack that were on before stay on after it."""
-        before = {entry.id for entry in applied(pipe)}
-        self.apply(pipe)
+        """Apply for the length of a `with` block. Patches of the stack that were on before stay on after it.
+
+        So do those that another thread's block holds, until the last of these blocks ends.
+        """
+        mine = _ON.enter(pipe, self.patches)
         try:
+            self.apply(pipe)
             yield
         finally:
-            Stack(tuple(patch for patch in self.patches if patch.id not in before)).remove(pipe)
+
+            def decide() -> Change:
+                free = _ON.free(mine)
+                return Change(set(free), holds=lambda: _ON.free(mine) == free)
+
+            with _ON.ended(mine):
+                _switch(pipe, decide)
 
     @contextmanager
     def off(self, pipe: Any) -> Iterator[None]:
         """Take off for the length of a `with` block. What was on goes on again after it, folded or beside as it was.
 
-        In its order, too; what others put on meanwhile is above it.
+        In its order, too; what others put on meanwhile is above it. Nothing is checked anew: it was on.
         """
-        before = {entry.id: entry for entry in applied(pipe)}
-        mine = tuple(patch for patch in self.patches if patch.id in before)
-        boards = [found for model in reach.models(pipe).values() if (found := reach.board(model)) is not None]
-        folders = [found.kept.folder for found in boards if found.kept is not None]
-        fold = Kept(folders[0]) if any(before[patch.id].folded for patch in mine) else None
-        self.remove(pipe)
+        with CHANGING:
+            found = _found(pipe, _current)
+            boards = [here for model in reach.models(pipe).values() if (here := reach.board(model)) is not None]
+            folder = next((here.kept.folder for here in boards if here.kept is not None), None)
+            mine = _OFF.enter(pipe, self.patches, (found, folder))
         try:
+            self.remove(pipe)
             yield
         finally:
-            related = any(before[patch.id].related for patch in mine)
 
             def decide() -> Change:
-                Stack(mine).check(pipe, allow_related_base=related)
-                return Change({patch.id for patch in mine}, mine, tuple(before))
+                free = _OFF.free(mine)
+                back = tuple(patch for patch in self.patches if patch.id in free)
+                return Change(set(free), back, order, holds=lambda: _OFF.free(mine) == free)
 
-            _switch(pipe, decide, related, fold)
+            with _OFF.ended(mine):
+                was, folder = next(iter(_OFF.free(mine).values()), (found, folder))
+                order = tuple(entry.id for entry in was)
+                related = any(entry.related for entry in was if entry.id in mine)
+                fold = any(entry.folded for entry in was if entry.id in mine)
+                _switch(pipe, decide, related, Kept(folder) if fold else None)
 
 
-@dataclass(frozen=True)
-class Change:
-    """What is to become of what is on."""
-
-    gone: set[str]  # ids that go off,
-    new: tuple[Patch, ...] = ()  # patches that go on then,
-    order: tuple[str, ...] = ()  # and the ids in the order that they shall have; any others are above them
+_ON, _OFF = Blocks(on=True), Blocks(on=False)
 
 
 def _switch(pipe: Any, decide: Callable[[], Change], allow_related: bool = False, fold: Kept | None = None) -> None:
@@ -210,7 +218,7 @@ def _switch(pipe: Any, decide: Callable[[], Change], allow_related: bool = False
             after = before.without(change.gone).above(added).sorted(change.order)
             if added or after.order != before.order:
                 wanted[model] = after
-        done = switch(pipe, seen, wanted, names, fold)
+        done = switch(pipe, seen, wanted, names, fold, change.holds)
 
 
 def applied(pipe: Any) -> tuple[Applied, ...]:

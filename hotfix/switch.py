@@ -2,10 +2,12 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,19 @@ from hotfix.board import CHANGING, Board
 from hotfix.errors import HostError
 from hotfix.fold import GIVE_UP, Kept
 from hotfix.guard import hook, instrument, sweep
+from hotfix.patch import Patch
 from hotfix.reach import board, check, current, known, models
 from hotfix.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to become of what is on."""
+
+    gone: set[str]  # ids that go off,
+    new: tuple[Patch, ...] = ()  # patches that go on then,
+    order: tuple[str, ...] = ()  # and the ids in the order that they shall have; any others are above them
+    holds: Callable[[], bool] = lambda: True  # whether there is still reason for it
 
 
 def switch(
@@ -24,6 +37,7 @@ def switch(
     wanted: Mapping[nn.Module, Snapshot],
     names: Mapping[nn.Module, str],
     fold: Kept | None = None,
+    holds: Callable[[], bool] = lambda: True,
 ) -> bool:
     """Make `wanted` what is on. New generations see it; those that run do not.
 
@@ -34,9 +48,10 @@ def switch(
         names: of every layer that is new in a snapshot, in its model.
         fold: where originals are to be kept, for models that nothing is on yet; None puts patches beside the weights.
             What is folded already stays so.
+        holds: whether there is still reason for the change; asked when nobody else can change anything any more.
 
     Returns:
-        False where another thread has changed meanwhile what is on: then nothing was done.
+        False where another thread has changed meanwhile what is on, or the reason is gone: then nothing was done.
 
     Raises:
         HostError: a layer is not reached any more, or the host wrote to folded weights.
@@ -62,7 +77,7 @@ def switch(
                 else:
                     alone.enter_context(known(model).alone())
                     _refuse_foreign(known(model))
-            if any(current(model) is not snapshot for model, snapshot in before.items()):
+            if any(current(model) is not snapshot for model, snapshot in before.items()) or not holds():
                 return False  # while a folded one waited for running generations
             _make_all_current(wanted, before)
         finally:
@@ -114,3 +129,54 @@ def _running(model: nn.Module) -> dict[int, FrameType]:
                     found[thread] = frame
             frame = frame.f_back
     return found
+
+
+class Blocks:
+    """The `with` blocks that hold patches on, or off, in whatever thread: the last one that ends undoes it."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on  # what they make of a patch
+        self._users: WeakKeyDictionary[nn.Module, dict[str, tuple[int, Any]]] = WeakKeyDictionary()
+
+    def enter(self, pipe: Any, patches: Sequence[Patch], note: Any = None) -> dict[str, nn.Module]:
+        """Begin one.
+
+        Args:
+            pipe: has the models.
+            patches: that it is about.
+            note: how to undo it; that of the block that began first is kept.
+
+        Returns:
+            Ids and models of the patches that are not as the block wants them, or are so because of other blocks only.
+        """
+        mine = {}
+        with CHANGING:
+            for patch in patches:
+                if (model := models(pipe).get(patch.manifest.base.component)) is None:
+                    continue
+                id_ = patch.id
+                users, snapshot = self._users.setdefault(model, {}), current(model)
+                if id_ in users or (snapshot is not None and id_ in snapshot.order) is not self.on:
+                    count, first = users.get(id_, (0, note))
+                    users[id_], mine[id_] = (count + 1, first), model
+        return mine
+
+    def free(self, mine: Mapping[str, nn.Module]) -> dict[str, Any]:
+        """Those that no block holds any more, with their notes; whoever begins one now takes them over."""
+        with CHANGING:
+            users = {id_: self._users[model].get(id_, (1, None)) for id_, model in mine.items()}
+        return {id_: note for id_, (count, note) in users.items() if not count}
+
+    @contextmanager
+    def ended(self, mine: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Around what undoes it, for those that are `free` then."""
+        with CHANGING:
+            for id_, model in mine.items():
+                count, note = self._users[model][id_]
+                self._users[model][id_] = count - 1, note
+        try:
+            yield
+        finally:
+            with CHANGING:
+                for id_ in self.free(mine):
+                    del self._users[mine[id_]][id_]

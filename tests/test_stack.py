@@ -97,6 +97,68 @@ def test_a_with_block_takes_off_only_what_it_put_on(pipe, patches):
     assert [entry.id for entry in applied(pipe)] == [patches[0].id]
 
 
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
+def test_with_blocks_that_overlap_hold_until_the_last_one_ends(pipe, family, patches, fold):
+    other, stack, first = Stack.of(patches[2]), Stack.of(*patches[:2]), Stack.of(patches[0])
+    other.apply(pipe, fold=fold)
+    bare = draw(pipe, family)
+    one, two = stack.on(pipe), first.on(pipe)
+    one.__enter__()
+    with stack.on(pipe):
+        on = draw(pipe, family)
+        two.__enter__()
+        one.__exit__(None, None, None)
+        assert torch.equal(draw(pipe, family), on)
+    assert {entry.id for entry in applied(pipe)} == {patches[0].id, patches[2].id}
+    two.__exit__(None, None, None)
+    assert torch.equal(draw(pipe, family), bare)
+    stack.apply(pipe)
+    name = guard.snapshot_id(pipe)
+    one, two = stack.off(pipe), first.off(pipe)
+    one.__enter__()
+    with stack.off(pipe):
+        two.__enter__()
+        one.__exit__(None, None, None)
+        assert torch.equal(draw(pipe, family), bare)
+    assert {entry.id for entry in applied(pipe)} == {patches[1].id, patches[2].id}
+    two.__exit__(None, None, None)
+    assert guard.snapshot_id(pipe) == name and torch.equal(draw(pipe, family), on)
+    with pytest.raises(StackError, match="listed 2 times"), Stack.of(patches[0], patches[0]).on(pipe):
+        pass
+    assert guard.snapshot_id(pipe) == name
+    assert not any(users for blocks in (stacks._ON, stacks._OFF) for users in blocks._users.values())
+
+
+def test_a_block_that_begins_while_the_last_one_ends_is_not_left_bare(pipe, patches, monkeypatch):
+    stack, called, begun = Stack.of(patches[0]), stacks.switch, []
+    first, second = stack.on(pipe), stack.on(pipe)
+    first.__enter__()
+
+    def after_another(*args):
+        if not begun:
+            begun.append(True)
+            second.__enter__()
+        return called(*args)
+
+    monkeypatch.setattr(stacks, "switch", after_another)
+    first.__exit__(None, None, None)
+    assert begun and [entry.id for entry in applied(pipe)] == [patches[0].id]
+    second.__exit__(None, None, None)
+    assert not applied(pipe)
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
+def test_what_was_off_for_a_while_goes_on_again_over_weights_that_have_moved(pipe, patches, fold):
+    stack = Stack.of(*patches[:2])
+    stack.apply(pipe, fold=fold)
+    with stack.off(pipe), torch.no_grad():
+        for p in Denoiser(pipe, {}).model.parameters():
+            p += 0.1 * p.std().nan_to_num(0) * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    assert [(entry.id, entry.state, entry.folded) for entry in applied(pipe)] == [
+        (patch.id, "on", fold) for patch in patches[:2]
+    ]
+
+
 BROKEN_OFF = [
     (torch, "cat", 3),
     (snapshot.Product, "on", 5),
