@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hotfix import subject
 from hotfix.case import Case, prepare
 from hotfix.denoiser import Denoiser
 from hotfix.intervals import Rate, interval
@@ -64,6 +65,7 @@ def compare(
             drifts.append(must_stay.drift(stack))
         if gallery is not None:
             stage("drawing pictures to look at")
+            case = subject.hidden(case, subject.held_out(recipe, denoiser, case))
             _show(denoiser, case, must_stay, stacks, seed, gallery)
     return Comparison(
         bare=Rate.among(bare),

@@ -3,7 +3,6 @@
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -90,7 +89,7 @@ def score(
         calibrated = _windows(denoiser, case, recipe)
         stage("replaying seeds")
         held = subject.held_out(recipe, denoiser, case)
-        case = replace(case, held=tuple((one.similarity, min(one.null, one.tau)) for one in held))
+        case = subject.hidden(case, held)
         sound, embedded = replays.sound_for(denoiser, case, seed), recipe.similarity.kind != "pixel"
         rows, of_held_out = [], []
         for kind in case.caption_kinds():

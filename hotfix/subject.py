@@ -5,7 +5,7 @@ face, so the recipe may hold some out, and only a score reads them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,11 @@ def held_out(recipe: Recipe, denoiser: Denoiser, case: Case) -> tuple[Known, ...
         return Known(denoiser.encode(picture[None]), similarity, usual, tau, t_lo)
 
     return tuple(known(picture, recipe.train.seed + i) for i, picture in enumerate(shown))
+
+
+def hidden(case: Case, held: Sequence[Known]) -> Case:
+    """The case whose pages show no drawing that is more like a held-out picture than strangers are."""
+    return replace(case, held=tuple((one.similarity, min(one.null, one.tau)) for one in held))
 
 
 def replay(held: Sequence[Known], caption: str, before: Pictures, after: Pictures) -> Replay:

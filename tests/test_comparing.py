@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_recipe
+from conftest import make_recipe, picture
 
 from hotfix import page
 from hotfix.case import prepare
@@ -17,6 +17,8 @@ from hotfix.interfering import interference
 from hotfix.intervals import Rate
 from hotfix.page import Gallery
 from hotfix.paired import MustStay
+from hotfix.pictures import from_image
+from hotfix.recipe import Recipe
 from hotfix.report import PatchRef
 from hotfix.stack import Stack, applied
 from hotfix.together import Compared, Comparison
@@ -81,6 +83,19 @@ def test_pictures_are_of_the_same_seeds_and_targets_a_mosaic(tmp_path, family, p
     text = page.beside("a beside b", ["one line"], ["honest"], tmp_path / "page.html", gallery).read_text()
     assert "shown as a mosaic" in text and text.count("data:image/png") == len(gallery.rows)
     assert "with the first" in text and "<style>" in text
+
+
+def test_no_drawing_of_a_held_out_picture_is_shown_beside_another(tmp_path, pipe, family, patches, monkeypatch):
+    recipe = make_recipe(tmp_path, family)
+    picture(5).save(tmp_path / "held.png")
+    recipe = Recipe.parse(
+        recipe.model_dump() | {"forget": recipe.forget.model_dump() | {"held_out": ["held.png"]}}, tmp_path
+    )
+    shown = []
+    monkeypatch.setattr("hotfix.comparing._show", lambda denoiser, case, *_: shown.append(case))
+    compare(pipe, recipe, patches[0], patches[0], n=2, gallery=Gallery())
+    blind = replace(shown[0], targets=tuple(replace(one, null=2.0, tau=2.0) for one in shown[0].targets))
+    assert blind.alike(from_image(picture(5))[None]).tolist() == [True]
 
 
 def test_what_is_on_is_on_again_afterwards(tmp_path, family, pipe, patches):
