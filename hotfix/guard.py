@@ -18,7 +18,7 @@ from torch import nn
 from hotfix.beside import Beside, hooks
 from hotfix.board import CHANGING, Board, pinned
 from hotfix.errors import HostError
-from hotfix.reach import BOARD, board, check, known, models
+from hotfix.reach import BOARD, board, carry, check, known, models, refuse_lost
 from hotfix.snapshot import Snapshot
 
 _NOTING = "_hotfix_noting"  # on a pipeline that stays under guard without patches
@@ -70,6 +70,7 @@ def generation(pipe: Any) -> Iterator[str]:
     """
     parts = [model for model in models(pipe).values() if board(model) is not None]
     boards = [found for model in parts if (found := board(model)) is not None]
+    refuse_lost(pipe)
     for model in parts:
         check(model)
     try:
@@ -78,6 +79,7 @@ def generation(pipe: Any) -> Iterator[str]:
             if ids is not None:
                 ids.append(snapshot)
             yield snapshot
+        refuse_lost(pipe)
         for model in parts:
             check(model)
     finally:
@@ -86,6 +88,9 @@ def generation(pipe: Any) -> Iterator[str]:
 
 def hook(model: nn.Module, snapshot: Snapshot) -> None:
     """Hooks on every layer that a snapshot needs; they do nothing until it is current."""
+    for layer, key, one in hooks(model):
+        if one.board is not known(model) and layer in snapshot.layers:  # a copied one, in the place of the original
+            del layer._forward_hooks[key]
     hooked = {layer for layer, _, _ in hooks(model)}
     new = [layer for layer in snapshot.layers if layer not in hooked]
     for layer in new:
@@ -103,16 +108,16 @@ def sweep(pipe: Any, parts: Sequence[nn.Module]) -> None:
                 continue
             found.purge()
             needed = found.needed
-            for layer, key, _ in list(hooks(model)):
-                if layer not in needed:
+            for layer, key, one in list(hooks(model)):
+                copied = one.board is not found and one.board.current.order == found.current.order
+                if layer not in needed and not (needed and copied):
                     del layer._forward_hooks[key]
                     found.links = None
             found.names = {layer: name for layer, name in found.names.items() if layer in needed}
             if not needed:
                 delattr(model, BOARD)
                 model.__class__ = _plain(type(model))
-        bare = not any(board(model) for model in models(pipe).values())
-        if bare and type(pipe) in _PLAIN and _NOTING not in pipe.__dict__:
+        if not carry(pipe) and type(pipe) in _PLAIN and _NOTING not in pipe.__dict__:
             pipe.__class__ = _plain(type(pipe))
 
 
@@ -164,6 +169,7 @@ def _plain(kind: type) -> Any:
 def instrument(pipe: Any, model: nn.Module, made: Board) -> None:
     """Make a model and a pipeline instances of the subclasses below, and give the model its board."""
     setattr(model, BOARD, made)
+    carry(pipe)
     model.__class__ = _guarded(type(model))
     if type(pipe) not in _PLAIN:
         pipe.__class__ = _generating(type(pipe))

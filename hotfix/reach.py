@@ -13,6 +13,7 @@ from hotfix.fold import GIVE_UP, Kept
 from hotfix.snapshot import Snapshot
 
 BOARD = "_hotfix_board"
+CARRY = "_hotfix_carry"  # on a pipeline: its models that something is on, by component
 FUSED = "fused_projections"  # of queries, keys and values, in diffusers: no single one of them is asked any more
 
 
@@ -41,15 +42,48 @@ def models(pipe: Any) -> dict[str, nn.Module]:
     return {name: getattr(part, "_orig_mod", part) for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
+def _order(model: nn.Module | None) -> tuple[str, ...]:
+    return found.order if model is not None and (found := current(model)) is not None else ()
+
+
+def lost(pipe: Any) -> dict[str, nn.Module]:
+    """Models that carry patches and are no longer the pipeline's; not where what is there now carries the same."""
+    found, now = {}, models(pipe)
+    for name, model in getattr(pipe, CARRY, {}).items():
+        on, there = (_order(one) for one in (model, now.get(name)))
+        if now.get(name) is not model and not set(on) <= set(there):
+            found[name] = model
+    return found
+
+
+def refuse_lost(pipe: Any) -> None:
+    """Raise HostError where a component that carries patches was replaced, or wrapped into something."""
+    for name, model in lost(pipe).items():
+        raise HostError(
+            f"the {name} that {known(model).current.names} is on is no longer the pipeline's",
+            hint="put it back; or apply the stack again, to what is there now",
+        )
+
+
+def carry(pipe: Any) -> bool:
+    """Note which models of a pipeline something is on, and say whether there are any. What was lost is among them."""
+    found = {name: model for name, model in models(pipe).items() if board(model) is not None} | lost(pipe)
+    if found:
+        setattr(pipe, CARRY, found)
+    elif hasattr(pipe, CARRY):
+        delattr(pipe, CARRY)
+    return bool(found)
+
+
 def reached(model: nn.Module) -> set[nn.Module]:
     """Layers that carry a patch and are asked when the model runs, read from the model as it is now."""
     here = known(model)
     if here.kept is None:
-        carry = {layer for layer, _, _ in hooks(model)}
+        carriers = {layer for layer, _, hook in hooks(model) if hook.board is here}
     else:
-        carry = set(here.kept.originals).difference(here.kept.foreign())
+        carriers = set(here.kept.originals).difference(here.kept.foreign())
     found = set()
-    for layer in carry:
+    for layer in carriers:
         name = here.names[layer]
         try:
             there = innermost(model, name) is layer

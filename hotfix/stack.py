@@ -206,6 +206,8 @@ def _switch(pipe: Any, decide: Callable[[], Change], allow_related: bool = False
     while not done:
         seen = {model: reach.current(model) for model in reach.models(pipe).values()}
         change, wanted, names = decide(), {}, {}
+        if change.gone.difference(patch.id for patch in change.new):
+            reach.refuse_lost(pipe)  # going off only from what is there now would leave it on the model that was
         for component, model in reach.models(pipe).items():
             before = seen[model] or Snapshot()
             added: dict[nn.Module, list[Factors]] = {}

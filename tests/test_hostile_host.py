@@ -3,6 +3,7 @@
 The oracle is that base: ΔW added to its weights, then the same done to it. Compared are pictures, not names.
 """
 
+import copy
 import itertools
 from functools import cache
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from hosts import MATRIX, after, alike, born_with, draw
 from patching import random_patch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 
+from hotfix.beside import hooks
 from hotfix.demo import fingerprint
 from hotfix.errors import BaseMismatch, HostError
 from hotfix.stack import Stack, applied
@@ -101,6 +104,76 @@ def test_what_cannot_be_kept_raises_and_names_the_patch(family, action, fold, ra
     Stack.of(random_patches[family]).apply(pipe, fold=fold)
     with pytest.raises(HostError, match=r"one 1\.0\.0"):
         after(action, pipe, family, None)
+
+
+def another(pipe):
+    pipe.transformer = pico.HOSTS["sd3"]().transformer
+
+
+def wrapped(pipe):
+    pipe.transformer = get_peft_model(pipe.transformer, LoraConfig(r=2, target_modules=["to_q"]))
+
+
+def none(pipe):
+    pipe.transformer = None
+
+
+@pytest.mark.parametrize("replace", [another, wrapped, none])
+@pytest.mark.parametrize("fold", [False, True], ids=["beside", "folded"])
+def test_a_component_that_is_replaced_takes_no_patch_with_it(replace, fold, random_patches):
+    pipe, stack = pico.HOSTS["sd3"](), Stack.of(random_patches["sd3"])
+    bare = draw(pipe, "sd3")
+    stack.apply(pipe, fold=fold)
+    on, model = draw(pipe, "sd3"), pipe.transformer
+    replace(pipe)
+    for use in (lambda: draw(pipe, "sd3"), lambda: stack.remove(pipe), lambda: draw(pipe, "sd3")):
+        with pytest.raises(HostError, match=r"transformer that one 1\.0\.0 is on"):
+            use()
+    with pytest.raises(HostError), stack.off(pipe):
+        pass
+    if replace is another:
+        stack.apply(pipe, fold=fold)
+        torch.testing.assert_close(draw(pipe, "sd3"), on, rtol=0, atol=1e-6)
+    else:
+        pipe.transformer = model
+        assert replace is wrapped or torch.equal(draw(pipe, "sd3"), on)
+    stack.remove(pipe)
+    assert not applied(pipe) and not hasattr(pipe, "_hotfix_carry")
+    assert replace is wrapped or torch.equal(draw(pipe, "sd3"), bare)
+
+
+def test_a_component_that_is_replaced_during_a_generation_is_found(random_patches):
+    pipe, fresh = pico.HOSTS["sd3"](), pico.HOSTS["sd3"]().transformer
+    Stack.of(random_patches["sd3"]).apply(pipe)
+
+    def replace(pipe, i, t, arguments):
+        pipe.transformer = fresh
+        return arguments
+
+    with pytest.raises(HostError, match=r"transformer that one 1\.0\.0 is on"):
+        draw(pipe, "sd3", callback_on_step_end=replace)
+
+
+def test_a_patched_block_that_is_copied_within_its_model_is_patched_until_the_patch_goes_off(random_patches):
+    pipe, twice = pico.HOSTS["flux"](), pico.HOSTS["flux"]()
+    original, stack = pipe.transformer.transformer_blocks, Stack.of(random_patches["flux"])
+    twice.transformer.transformer_blocks.append(copy.deepcopy(twice.transformer.transformer_blocks[0]))
+    bare = draw(twice, "flux")
+    stack.apply(pipe)
+    original.append(copy.deepcopy(original[0]))
+    on = draw(pipe, "flux")
+    assert not torch.equal(on, bare) and torch.equal(draw(pipe, "flux"), on)
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+    stack.remove(pipe)
+    assert torch.equal(draw(pipe, "flux"), bare) and not applied(pipe) and not list(hooks(pipe.transformer))
+    stack.apply(pipe)
+    original[0] = copy.deepcopy(original[0])
+    with pytest.raises(HostError, match=r"one 1\.0\.0"):
+        draw(pipe, "flux")
+    stack.apply(pipe)
+    assert [entry.state for entry in applied(pipe)] == ["on"]
+    stack.remove(pipe)
+    assert torch.equal(draw(pipe, "flux"), bare)
 
 
 @pytest.mark.parametrize("how", hosts.COMPILED, ids=lambda how: how.__name__)
