@@ -164,8 +164,9 @@ class Kept:
     def foreign(self) -> set[nn.Module]:
         """Layers whose weights somebody else has written to, or has cast to where too little of the change is left."""
         lost, cast = set(), {}
-        there_now = _samples([layer.get_parameter("weight") for layer in self.written])
-        for (layer, sample), now in zip(self.written.items(), there_now, strict=True):
+        written = dict(self.written)  # which another thread may be changing
+        there_now = _samples([layer.get_parameter("weight") for layer in written])
+        for (layer, sample), now in zip(written.items(), there_now, strict=True):
             if now.is_meta or not torch.equal(now, sample.to(now.dtype)):
                 lost.add(layer)
             elif now.dtype != sample.dtype:
@@ -179,7 +180,7 @@ class Kept:
 
     def marks(self) -> list[tuple[int, torch.dtype]]:
         """What changes when somebody casts a weight, or writes to it but not through `.data`; cheap at every step."""
-        return [((w := layer.weight)._version, w.dtype) for layer in self.written]
+        return [((w := layer.weight)._version, w.dtype) for layer in list(self.written)]
 
 
 def _sample(weight: Tensor) -> Tensor:

@@ -135,7 +135,8 @@ def _look(model: nn.Module, found: Board) -> None:
 
 
 def _same(model: nn.Module, kept: Kept) -> bool:
-    return not kept.foreign() or offload.on_disk(model)  # from where the folded weights come back
+    with CHANGING:  # not while another thread writes them
+        return not kept.foreign() or offload.on_disk(model)  # from where the folded weights come back
 
 
 def _marked(model: nn.Module, found: Board, step: bool) -> bool:
