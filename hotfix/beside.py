@@ -49,7 +49,7 @@ class Beside:
         if isinstance(self.layer, nn.Conv2d):
             return out + F.conv2d(F.conv2d(x, a, None, self.layer.stride, self.layer.padding), b)
         low = F.linear(x, a)
-        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b).view_as(out)
+        return torch.addmm(out.reshape(-1, out.shape[-1]), low.reshape(-1, low.shape[-1]), b).view_as(out)
 
     def backward(self, x: Tensor, grad: Tensor) -> Tensor:
         """What comes back to `x` through the effect, for `grad` of the layer's output."""

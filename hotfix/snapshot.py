@@ -38,9 +38,10 @@ class Product:
         """A, and B as it is multiplied with: transposed, (r, out), of a Linear; as it is, of a Conv2d."""
         found = self._cast.get((device, dtype))
         if found is None:
-            a = torch.cat([f.a for f in self.stack], dim=0).to(device, dtype)
-            b = torch.cat([f.b for f in self.stack], dim=1).to(device, dtype)
-            found = self._cast[device, dtype] = (a, b.t().contiguous() if b.ndim == 2 else b)
+            with torch.inference_mode(False):  # they are kept, and a later gradient may need them
+                a = torch.cat([f.a for f in self.stack], dim=0).to(device, dtype)
+                b = torch.cat([f.b for f in self.stack], dim=1).to(device, dtype)
+                found = self._cast[device, dtype] = (a, b.t().contiguous() if b.ndim == 2 else b)
         return found
 
     def __deepcopy__(self, memo: dict) -> Self:

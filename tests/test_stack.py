@@ -90,6 +90,29 @@ def test_the_effect_is_delta_w_x(pipe, family, patches):
             torch.testing.assert_close(layer(x) - bare, wanted, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["sd3"])
+def test_one_row_without_a_batch_is_patched_as_it_is_in_a_batch(pipe, patches):
+    stack = Stack.of(patches[0])
+    stack.apply(pipe)
+    layer, _, _ = next(beside.hooks(pipe.transformer))
+    x = torch.randn(layer.in_features)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+
+
+def test_what_is_put_on_or_first_drawn_in_inference_mode_has_gradients_afterwards(pipe, family, patches):
+    with torch.inference_mode():
+        Stack.of(patches[0]).apply(pipe)
+    layer, _, _ = next(beside.hooks(Denoiser(pipe, {}).model))
+    shape = (2, layer.in_features) if isinstance(layer, torch.nn.Linear) else (1, layer.in_channels, 4, 4)
+    for dtype in (torch.float32, torch.float64):
+        layer.to(dtype)
+        with torch.inference_mode():
+            layer(torch.ones(shape, dtype=dtype))
+        x = torch.ones(shape, dtype=dtype, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad is not None
+
+
 def test_a_with_block_takes_off_only_what_it_put_on(pipe, patches):
     Stack.of(patches[0]).apply(pipe)
     with Stack.of(*patches[:2]).on(pipe):
