@@ -67,12 +67,13 @@ def _after_training(
 @contextmanager
 def _rounded(model: nn.Module, bits: int) -> Iterator[None]:
     """To the nearest of evenly spaced values, as a host would that quantises without calibration."""
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     weights = [weight for weight in weights if weight.is_floating_point()]  # others are rounded already
     originals = [weight.detach().clone() for weight in weights]
     try:
         for weight in weights:
-            scale = weight.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+            rows = tuple(range(1, weight.ndim))
+            scale = weight.detach().abs().amax(dim=rows, keepdim=True).clamp_min(1e-12) / (2 ** (bits - 1) - 1)
             weight.data.copy_((weight / scale).round() * scale)
         yield
     finally:

@@ -31,7 +31,7 @@ def curve(
         seed: of the score.
         n: noises, the same at every level.
     """
-    rows = denoiser.embed(cycled(case.caption_kinds()[kind], n))
+    rows = denoiser.embed(cycled(case.caption_kinds()[kind], n, len(case.targets)))
     levels = [_level(denoiser, stack, case.targets, kind, rows, t, seed, n) for t in LEVELS]
     t_lo = max(target.t_lo for target in case.targets)
     counts = torch.stack([hits for row, hits in levels if row.t >= t_lo]).sum(dim=0)  # (2, n)

@@ -274,4 +274,12 @@ def known(pipe: Any) -> Family:
         raise UnknownFamily(
             f"the scheduler's prediction_type is {kind}", wanted="epsilon, v_prediction or sample", hint=hint
         )
+    scheduler = type(pipe.scheduler).__name__
+    levels = "FlowMatch" in scheduler if "prediction_type" not in pipe.scheduler.config else kind == FLOW
+    if not (levels or hasattr(pipe.scheduler, "alphas_cumprod")):
+        raise UnknownFamily(
+            f"the scheduler is a {scheduler}, whose noise levels are not known here",
+            wanted="one of a rectified flow (FlowMatch...), or one with alphas_cumprod",
+            hint=hint,
+        )
     return family

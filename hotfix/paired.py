@@ -28,27 +28,30 @@ class Trial:
     def hits(self, stack: Stack) -> Tensor:
         """Which drawings are a target: replays, then partial diffusion at every level from t_lo on; (N,) bool."""
         with stack.on(self.denoiser.pipe):
+            kinds = enumerate(self.case.forget_kinds().items())
             return torch.cat(
                 [
                     part
-                    for kind, captions in self.case.forget_kinds().items()
-                    for part in (self._replayed(captions), *self._brought_back(kind, captions))
+                    for turn, (kind, captions) in kinds
+                    for part in (self._replayed(turn, captions), *self._brought_back(turn, kind, captions))
                 ]
             )
 
-    def _replayed(self, captions: Sequence[str]) -> Tensor:
-        drawn = self.denoiser.draw(cycled(captions, self.n), [self.seed + REPLAY + i for i in range(self.n)])
-        return self.case.returned(drawn)
+    def _replayed(self, turn: int, captions: Sequence[str]) -> Tensor:
+        first = self.seed + REPLAY + turn * self.n
+        return self.case.returned(self.denoiser.draw(cycled(captions, self.n), range(first, first + self.n)))
 
-    def _brought_back(self, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
+    def _brought_back(self, turn: int, kind: str, captions: Sequence[str]) -> Iterator[Tensor]:
+        """Noises of its own at every level: one noise that returns at several would count as several."""
         targets = self.case.targets
         noises = max(2, self.n // NOISES_SHARE, len(targets))
-        turn, x_f, eps = in_turn(targets, noises, self.seed + PARTIAL)
-        rows = self.denoiser.embed(cycled(captions, noises))
-        for t in LEVELS:
+        for place, t in enumerate(LEVELS):
             if t >= max(target.t_lo for target in targets):
+                seed = self.seed + PARTIAL + turn * len(LEVELS) + place
+                of, x_f, eps = in_turn(targets, noises, seed)
+                rows = self.denoiser.embed(cycled(captions, noises, len(targets)))
                 drawn = back(self.denoiser, x_f, eps, t, rows, kind)
-                yield torch.stack([target.returned(drawn) for target in targets])[turn, torch.arange(noises)]
+                yield torch.stack([target.returned(drawn) for target in targets])[of, torch.arange(noises)]
 
 
 @dataclass(frozen=True)

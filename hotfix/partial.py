@@ -44,9 +44,9 @@ def in_turn(targets: Sequence[Target], n: int, seed: int) -> tuple[Tensor, Laten
     return turn, x[turn.to(x.device)], eps
 
 
-def cycled(captions: Sequence[str], n: int) -> list[str]:
-    """A caption for every drawing, over and over again."""
-    return [captions[i % len(captions)] for i in range(n)]
+def cycled(captions: Sequence[str], n: int, each: int = 1) -> list[str]:
+    """A caption for every drawing, over and over again; so many drawings, of one target each, before the next one."""
+    return [captions[i // each % len(captions)] for i in range(n)]
 
 
 def twice(pipe: Any, stack: Stack, draw: Callable[[], Pictures]) -> tuple[Pictures, Pictures]:

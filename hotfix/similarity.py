@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hotfix.shapes import PerExample, Picture, Pictures
 
+ALIKE = 0.85  # by pixels: a picture that is so much like the other is no stranger to it
 UNDETECTED = -1.0  # the lowest there is: where a network found nothing in a picture that it could compare
 
 
@@ -58,10 +59,14 @@ def threshold(null: float) -> float:
 def stranger(picture: Picture) -> Picture:
     """A picture that no model was trained on, with the same edges, contrast and colours' values as `picture`.
 
-    Turned by 180 degrees and with the colour channels exchanged. How well the *base* brings it back from noise level t
-    says how much of any picture survives that noise, memory aside.
+    Turned by 180 degrees and with the colour channels exchanged; of a picture that looks the same so (a grey disc), the
+    least similar of its negative and its halves exchanged, either way. How well the *base* brings it back from
+    noise level t says how much of any picture survives that noise, memory aside.
     """
-    return picture.flip(-1, -2)[[1, 2, 0]]
+    turned = picture.flip(-1, -2)[[1, 2, 0]]
+    others = torch.stack([turned, -picture, *(picture.roll(picture.shape[way] // 2, way) for way in (-1, -2))])
+    like = pixel(picture)(others)
+    return turned if like[0] < ALIKE else others[int(like.argmin())]
 
 
 def nearest(drawn: Pictures, known: Pictures) -> Tensor:

@@ -183,7 +183,7 @@ def _left(drawn: Pictures, surrogates: Pictures, x_f: Picture) -> float:
 
 
 def smallest_strength(adapter: Adapter, passes: Callable[[], bool], *, whole: bool) -> tuple[float, bool]:
-    """Bisect for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not pass.
+    """Bisect [0.5, 1] for the smallest strength that passes, and leave the adapter at it; 1 where even 1 does not.
 
     `whole` says that 1 is known to pass.
 

@@ -1,7 +1,8 @@
 r"""How often each noise level is trained on, for those who would rather choose than measure (hotfix/calibrate.py).
 
 Every curve is a weight on the endpoint error ‖x_hat - target‖² = (s_t²/a_t²) ‖eps_hat - eps_target‖². Levels are
-sampled in proportion to it, divided by the weight that the rows carry themselves (`Denoiser.weight`).
+sampled in proportion to it, divided by the weight that the rows carry themselves (`Denoiser.weight`); a window is what
+levels are sampled in as it is.
 """
 
 import torch

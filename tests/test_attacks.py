@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from conftest import FLAG as FOLDER
 from conftest import make_recipe
 
@@ -86,3 +87,11 @@ def test_a_report_says_what_was_tried_and_what_was_not(tmp_path, family, pipe, p
 def test_there_is_no_attack_of_another_name(tmp_path, family, pipe):
     with pytest.raises(HotfixError, match="hypnosis is no attack; wanted all, or some of samplings, "):
         score(pipe, make_recipe(tmp_path, family), n=2, attacks=["all", "hypnosis"])
+
+
+def test_convolutions_are_rounded_too_and_come_back():
+    unet = load_pipeline("hotfix:emoji").unet
+    before = {name: weight.clone() for name, weight in unet.named_parameters()}
+    with attack_weights._rounded(unet, 4):
+        changed = {name for name, weight in unet.named_parameters() if not torch.equal(weight, before[name])}
+    assert "conv_in.weight" in changed and all(torch.equal(w, before[name]) for name, w in unet.named_parameters())

@@ -7,7 +7,7 @@ from atlas import tiles
 from hotfix import calibrate
 from hotfix.denoiser import Denoiser
 from hotfix.pipeline import load_pipeline
-from hotfix.similarity import null, pixel
+from hotfix.similarity import ALIKE, null, pixel, stranger
 
 CALL = {"num_inference_steps": 14, "guidance_scale": 2.0, "max_sequence_length": 10}
 CAPTIONS = {"own": "japan", "empty": "", "random": "germany"}
@@ -45,3 +45,11 @@ def test_under_a_stranger_s_caption_it_shuts_before(window):
 
 def test_nothing_is_open_below_t_lo(window):
     assert all(m[0] == 0 for m in window.m.values())
+
+
+@pytest.mark.parametrize("half_turn", [False, True])
+def test_no_picture_is_its_own_stranger(half_turn):
+    disc = ((torch.arange(16) - 7.5).square() < 20).float()
+    picture = (1.2 * disc[:, None] * disc - 0.6).expand(3, -1, -1)
+    picture = picture if half_turn else picture.roll(5, -1)
+    assert float(pixel(picture)(stranger(picture)[None])) < ALIKE

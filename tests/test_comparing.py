@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_recipe, picture
 
-from hotfix import page
+from hotfix import page, paired, partial
 from hotfix.case import prepare
 from hotfix.comparing import compare
 from hotfix.demo import fingerprint
@@ -16,7 +16,7 @@ from hotfix.errors import BaseMismatch, HotfixError, StackError
 from hotfix.interfering import interference
 from hotfix.intervals import Rate
 from hotfix.page import Gallery
-from hotfix.paired import MustStay
+from hotfix.paired import MustStay, Trial
 from hotfix.pictures import from_image
 from hotfix.recipe import Recipe
 from hotfix.report import PatchRef
@@ -115,3 +115,16 @@ def test_a_patch_of_another_base_is_refused_before_anything_is_drawn(tmp_path, f
     other = next(made[0] for name, made in built.items() if name != family)
     with pytest.raises(BaseMismatch):
         compare(pipe, make_recipe(tmp_path, family), patches[0], other, n=2, stage=pytest.fail)
+
+
+def test_no_noise_is_drawn_under_twice(tmp_path, family, pipe, monkeypatch):
+    seeds = []
+
+    def in_turn(targets, n, seed):
+        seeds.append(seed)
+        return partial.in_turn(targets, n, seed)
+
+    monkeypatch.setattr(paired, "in_turn", in_turn)
+    denoiser = Denoiser(pipe, (recipe := make_recipe(tmp_path, family)).base.call)
+    Trial(denoiser, prepare(recipe, denoiser), 0, 4).hits(Stack())
+    assert len(seeds) > 1 and len(set(seeds)) == len(seeds)

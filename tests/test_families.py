@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import pico
 import pytest
 import torch
@@ -193,3 +194,11 @@ def test_a_distilled_klein_is_asked_once():
 def test_a_caption_that_is_no_class_is_refused_with_one_that_is():
     with pytest.raises(RecipeError, match="such as 'a'"):
         Denoiser(pico.dit(), {}).embed(["dog"])
+
+
+@pytest.mark.parametrize("name", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler"])
+def test_a_scheduler_of_neither_kind_of_noise_is_refused_by_its_name(name):
+    pipe = pico.sdxl()
+    pipe.scheduler = getattr(diffusers, name)()
+    with pytest.raises(UnknownFamily, match=name):
+        Denoiser(pipe, {})

@@ -5,7 +5,8 @@
   captions. Where they are not, the sweep decides.
 - A rival at equal compute: every value of its knob at every rate, in LoRA of hotfix's rank, and in full where the
   original is full; hotfix's batch, and hotfix's three kinds of captions. It stops at the cost of hotfix's own build on
-  that target with that seed. ESD is spared other pictures' captions: it drives away from the caption it is given.
+  that target with that seed. ESD is spared other pictures' captions: it drives away from the caption it is given. So
+  are those that head for the surrogate at any noise level: hotfix trains under such captions inside its window only.
 - Ablations: hotfix with one thing changed, in the recipe (`ablations`) or in the loop itself (`PARTS`).
 """
 

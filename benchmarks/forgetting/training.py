@@ -110,12 +110,15 @@ def _rival(unit: Unit, subject: Subject, sizes: Sizes, budget: int | None) -> It
         )
 
 
+SPARED = ("esd", "plain", "retrack", "selective_amnesia")  # see settings.py
+
+
 def asked(case: Case, method: str, setting: Setting) -> list[str]:
     """The captions that a rival's forget rows are under: the target's own as published, else the kinds hotfix has."""
     if setting.published:
         return list(case.captions)
     kinds = case.caption_kinds()
-    if method == "esd":
+    if method in SPARED:
         kinds.pop("random", None)
     apart = {kind: captions[:: max(1, len(captions) // OTHERS)] for kind, captions in kinds.items()}
     return [captions[i % len(captions)] for captions in apart.values() for i in range(OTHERS)]

@@ -12,11 +12,12 @@ known.
 from benchmarks.rivals.descent import descend, gradient
 from benchmarks.rivals.prediction import towards
 from benchmarks.rivals.problem import Noisy, Problem, error, forget_rows, pick, retain_rows
+from hotfix.recipe import Train
 from hotfix.shapes import Flat, PerExample
 
 __all__ = ["BATCH", "KNOB", "LR", "MODE", "STEPS", "SWEEP", "train"]
 
-STEPS, LR, BATCH, MODE = 300, 4e-3, 8, "lora"
+STEPS, LR, BATCH, MODE = Train().steps, Train().lr, 8, "lora"
 WEIGHT = 1.0
 KNOB, SWEEP = "weight", (0.1, 0.3, 1.0, 3.0, 10.0)
 
